@@ -1,0 +1,157 @@
+"""`pointsman compare DATA`: every way to spend less, on one chart, with a certified pick."""
+
+import shlex
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pointsman.compare.files import load
+from pointsman.compare.results import POLICY, REPORT, as_json
+from pointsman.compare.run import WAYS, Request, compare
+from pointsman.frontier.table import results_table
+
+
+class Bar:
+    """A progress bar over all training, on standard error."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description:<32}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def plan(self, total: float) -> None:
+        """How much work there is in all."""
+        self.task = self.bar.add_task("starting", total=total)
+
+    def begin(self, name: str) -> None:
+        """What is done now."""
+        if self.task is not None:
+            self.bar.update(self.task, description=name)
+            if not self.console.is_terminal:
+                self.console.print(name)
+
+    def advance(self, work: float) -> None:
+        """So much more is done."""
+        if self.task is not None:
+            self.bar.advance(self.task, work)
+
+
+@click.command("compare")
+@click.argument("data")
+@click.option("--target", metavar="COLUMN", help="Label column of a table.")
+@click.option(
+    "--max-drop",
+    default=0.01,
+    show_default=True,
+    help="Largest loss of quality against the reference, as a share of its scale.",
+)
+@click.option(
+    "--confidence",
+    default=0.95,
+    show_default=True,
+    help="Probability with which the promise holds.",
+)
+@click.option(
+    "--cost",
+    type=click.Choice(["flops", "latency"]),
+    default="flops",
+    show_default=True,
+    help="What an input spends: counted FLOPs, or time measured on this machine.",
+)
+@click.option(
+    "--ways",
+    default=",".join(WAYS),
+    show_default=True,
+    metavar="LIST",
+    help="Which ways to spend less to try.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for the results.  [default: pointsman-NAME]",
+)
+@click.option("--seed", default=0, show_default=True, help="Fixes everything random.")
+@click.option("--resume", is_flag=True, help="Continue a run that was cut off.")
+@click.option("--rows", type=int, metavar="N", help="Work on a random sample of N training rows.")
+@click.option("--large", is_flag=True, help="Read a file of over 1 GiB whole.")
+@click.option("--json", "as_json_", is_flag=True, help="Print results.json instead of the table.")
+def command(
+    data: str,
+    target: str | None,
+    max_drop: float,
+    confidence: float,
+    cost: str,
+    ways: str,
+    out: Path | None,
+    seed: int,
+    resume: bool,
+    rows: int | None,
+    large: bool,
+    as_json_: bool,
+) -> None:
+    """Try every way to spend less on DATA and pick the cheapest that keeps its quality.
+
+    DATA is digits, mnist1d, text or known-routes, or a .csv or .parquet file with a label column,
+    or an .npz file with x_train and y_train (and x_test, y_test).
+    """
+    notes = Console(stderr=True)
+    chosen = tuple(way.strip() for way in ways.split(",") if way.strip())
+    asked = " ".join(
+        shlex.quote(word) for word in ["pointsman", *sys.argv[1:]] if word != "--resume"
+    )
+    request = Request(max_drop, confidence, cost, chosen, seed, asked)
+    request.check("features")
+    dataset = load(data, target=target, rows=rows, large=large, seed=seed)
+    folder = out or Path(f"pointsman-{dataset.name}")
+    notes.print(
+        f"{dataset.name}: {len(dataset.given['train']):,} rows of {dataset.kind}"
+        + (f", {dataset.note}" if dataset.note else ""),
+        highlight=False,
+    )
+    skipped = [way for way in chosen if way not in request.check(dataset.kind).ways]
+    if skipped:
+        notes.print(f"not offered for {dataset.kind}: {', '.join(skipped)}", highlight=False)
+    try:
+        with Bar(notes) as bar:
+            found = compare(dataset, request, folder, resume=resume, progress=bar)
+    except KeyboardInterrupt:
+        notes.print(f"\nstopped; {asked} --resume continues", highlight=False)
+        sys.exit(130)
+    if as_json_:
+        click.echo(as_json(found), nl=False)
+    else:
+        Console().print(results_table(found))
+    notes.print(f"report: {folder / REPORT}   policy: {folder / POLICY}", highlight=False)

@@ -1,0 +1,55 @@
+"""`pointsman predict POLICY DATA`: run a saved policy on new inputs."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+import click
+
+from pointsman.compare.inputs import read_inputs
+from pointsman.compare.policy import load_policy
+from pointsman.compare.state import write_atomically
+from pointsman.errors import InputError
+
+
+@click.command("predict")
+@click.argument("policy", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a .csv file instead of standard output.",
+)
+def command(policy: Path, data: str, out: Path | None) -> None:
+    """Run the saved POLICY (a folder) on DATA: prediction, which branch answered, cost spent.
+
+    DATA is a file such as compare takes, with or without labels; of an .npz file the array x is
+    used, or x_test. For a text policy DATA is any file: its windows of bytes, and the byte that
+    follows each.
+    """
+    loaded = load_policy(policy)
+    x = read_inputs(data, loaded.data)
+    found = loaded.predict(x)
+    names = list(loaded.data["classes"]) or [str(byte) for byte in range(256)]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["prediction", "confidence", "branch", f"cost_{found.cost.unit}"])
+    spent = found.cost.amount
+    assert not isinstance(spent, float)
+    for label, sure, stage, cost in zip(
+        found.classes, found.confidence, found.stage, spent, strict=True
+    ):
+        rows.writerow([names[label], f"{sure:.4f}", loaded.stage_names[stage], f"{cost:.6g}"])
+    if out is None:
+        sys.stdout.write(text.getvalue())
+        return
+    try:
+        write_atomically(out, text.getvalue())
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+    mean = float(found.cost.mean()) if len(x) else 0.0
+    click.echo(
+        f"{len(x)} predictions, {mean:.4g} {found.cost.unit} each on average: {out}", err=True
+    )

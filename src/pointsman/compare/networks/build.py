@@ -1,0 +1,151 @@
+"""From a description to a network, from a network to its stages and its loss."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pointsman.compare.networks import features, images, text
+from pointsman.depth import EarlyExit, joint_loss
+from pointsman.errors import PolicyError
+from pointsman.run import Stage
+from pointsman.supernet import Nested
+
+Spec = Mapping[str, Any]
+
+BALANCE_WEIGHT = 0.01
+# How often the whole network is the one that a nested training step draws.
+WHOLE_SHARE = 0.4
+
+
+def build(spec: Spec) -> nn.Module:
+    """The network of a description, with fresh weights.
+
+    Raises:
+        PolicyError: the description names no network that this version knows.
+    """
+    try:
+        maker = _MAKERS[spec["kind"], spec["form"]]
+        return maker(spec)
+    except (KeyError, TypeError) as error:
+        raise PolicyError(f"no network is known by the description {dict(spec)}") from error
+
+
+def example_of(spec: Spec, rows: int = 2) -> Tensor:
+    """A batch of the shape that the network takes, for counting and for shapes."""
+    if spec["kind"] == "features":
+        return torch.zeros(rows, spec["inputs"])
+    if spec["kind"] == "images":
+        return torch.zeros(rows, spec["channels"], *spec["side"])
+    return torch.zeros(rows, spec["context"], dtype=torch.uint8)
+
+
+def stages_of(spec: Spec, module: nn.Module) -> list[tuple[str, Stage]]:
+    """The answers that a network can give, from cheap to dear, each with its name."""
+    if isinstance(module, EarlyExit):
+        names = [f"exit {at + 1}" for at in range(len(module.exits))]
+        return list(zip(names, module.stages(), strict=True))
+    if isinstance(module, Nested):
+        return [
+            (f"width {100 * width:g}%", Stage(partial(module, width=width)))
+            for width in module.widths
+        ]
+    if spec["form"] == "routed":
+        counts = zip(spec["used"], ("" if k == 1 else "s" for k in spec["used"]), strict=True)
+        return [(f"{k} expert{plural}", Stage(partial(_routed, module, k))) for k, plural in counts]
+    return [(spec["name"], Stage(module))]
+
+
+def _routed(module: nn.Module, k: int, x: Tensor) -> Tensor:
+    logits: Tensor = module(x, k=k)[0]
+    return logits
+
+
+def loss_of(
+    spec: Spec, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Training loss of one batch, by the form of the network.
+
+    Exits: the mean over all exits. Nested: one drawn width a step (SortedNet), the whole network
+    more often than the others. Routed: a drawn number of experts, plus the balancing loss.
+    """
+    form = spec["form"]
+    if form == "exits":
+        outputs = module(x)
+        return joint_loss(outputs, y, [1 / len(outputs)] * len(outputs))
+    if form == "nested":
+        return _cross_entropy(module(x, width=draw_width(spec["widths"], generator)), y)
+    if form == "routed":
+        used = spec["used"]
+        logits, balance = module(x, k=used[_draw(len(used), generator)])
+        return _cross_entropy(logits, y) + BALANCE_WEIGHT * balance
+    return _cross_entropy(module(x), y)
+
+
+def draw_width(widths: list[float], generator: torch.Generator) -> float:
+    """A width for one training step: the whole, or one of the others with equal chances."""
+    narrow = [width for width in widths if width < 1]
+    if not narrow or float(torch.rand(1, generator=generator)) < WHOLE_SHARE:
+        return 1.0
+    return narrow[_draw(len(narrow), generator)]
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (1,), generator=generator))
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.flatten(0, -2), y.flatten())
+
+
+def _features_exits(spec: Spec) -> nn.Module:
+    trunk = features.mlp(spec["inputs"], spec["classes"], spec["hidden"])
+    at = [2 * layer + 1 for layer in range(len(spec["hidden"]) - 1)]  # after each ReLU but the last
+    return EarlyExit(trunk, at, example=example_of(spec))
+
+
+def _convnet(spec: Spec) -> nn.Sequential:
+    return images.convnet(
+        spec["channels"], spec["classes"], spec["width"], images.stages(min(spec["side"]))
+    )
+
+
+def _images_exits(spec: Spec) -> nn.Module:
+    trunk = _convnet(spec)
+    return EarlyExit(trunk, list(range(1, len(trunk) - 2)), example=example_of(spec))
+
+
+def _images_routed(spec: Spec) -> nn.Module:
+    halvings = images.stages(min(spec["side"]))
+    return images.RoutedConvNet(
+        spec["channels"], spec["classes"], spec["width"], halvings, experts=spec["experts"]
+    )
+
+
+def _transformer(spec: Spec) -> nn.Module:
+    feed_forward = {"exits": "dense"}.get(spec["form"], spec["form"])
+    return text.Transformer(
+        spec["width"], spec["layers"], spec["context"], feed_forward, spec.get("experts", 8)
+    )
+
+
+_MAKERS: dict[tuple[str, str], Callable[[Spec], nn.Module]] = {
+    ("features", "dense"): lambda s: features.mlp(s["inputs"], s["classes"], s["hidden"]),
+    ("features", "exits"): _features_exits,
+    ("features", "nested"): lambda s: Nested(
+        features.mlp(s["inputs"], s["classes"], s["hidden"]), s["widths"]
+    ),
+    ("features", "routed"): lambda s: features.RoutedMLP(
+        s["inputs"], s["classes"], width=s["width"], hidden=s["hidden"], experts=s["experts"]
+    ),
+    ("images", "dense"): _convnet,
+    ("images", "exits"): _images_exits,
+    ("images", "nested"): lambda s: Nested(_convnet(s), s["widths"]),
+    ("images", "routed"): _images_routed,
+    ("text", "dense"): _transformer,
+    ("text", "nested"): lambda s: Nested(_transformer(s), s["widths"]),
+    ("text", "routed"): _transformer,
+}

@@ -1,0 +1,82 @@
+"""Networks for images: plain, exiting, nested and routed ConvNets of one shape."""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from pointsman.moe import FeedForwardExperts, MoE, switch_balance
+from pointsman.select import top_k
+
+# Width of the first stage of the ladder's ConvNets, from small to large.
+LADDER = (3, 5, 9, 16)
+EXIT_SIZE = NESTED_SIZE = LADDER[-1]
+ROUTED_SIZE = 9
+WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)
+EXPERTS_USED = (1, 2, 4)
+
+
+class Residual(nn.Module):
+    """x + f(x), for a branch f that keeps the shape."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def conv(inputs: int, outputs: int) -> nn.Sequential:
+    """3x3 convolution, batch normalisation and ReLU, at the same resolution."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+def stages(side: int) -> int:
+    """How often an image of this side is halved: until about 4 pixels are left, at most 4 times."""
+    halvings = 0
+    while side > 6 and halvings < 4:
+        side, halvings = side // 2, halvings + 1
+    return halvings
+
+
+def convnet(channels: int, classes: int, width: int, halvings: int) -> nn.Sequential:
+    """Plain network: NCHW images → logits (n, classes), one child a stage."""
+    blocks: list[nn.Module] = [conv(channels, width)]
+    wide = width
+    for stage in range(halvings):
+        # Half the resolution, twice the channels: after the second halving, no wider.
+        narrow, wide = wide, min(wide * 2, width * 4)
+        block = [conv(narrow, wide), nn.MaxPool2d(2)]
+        if stage > 0:
+            block.append(Residual(conv(wide, wide)))
+        blocks.append(nn.Sequential(*block))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, classes))
+    return nn.Sequential(*blocks, head)
+
+
+class RoutedConvNet(nn.Module):
+    """A ConvNet whose last stage adds experts over pixels: NCHW images → logits (n, classes)."""
+
+    def __init__(
+        self, channels: int, classes: int, width: int, halvings: int, *, experts: int = 16
+    ) -> None:
+        super().__init__()
+        *trunk, self.head = convnet(channels, classes, width, halvings)
+        self.trunk = nn.Sequential(*trunk)
+        wide = self.head[2].in_features
+        self.norm = nn.LayerNorm(wide)
+        self.moe = MoE(
+            nn.Linear(wide, experts, bias=False),
+            partial(top_k, k=2),
+            FeedForwardExperts(experts, wide, wide),
+        )
+
+    def forward(self, x: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
+        """Logits, and the balancing loss of the routed layer."""
+        features = self.trunk(x)
+        pixels = features.permute(0, 2, 3, 1)
+        routed, routing = self.moe(self.norm(pixels), partial(top_k, k=k))
+        logits = self.head(features + routed.permute(0, 3, 1, 2))
+        return logits, switch_balance(routing.scores, routing.route)

@@ -1,0 +1,227 @@
+"""A saved policy: a JSON description and safetensors weights, from which it answers again.
+
+Loading runs no code from the file and believes nothing that its digests do not confirm.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from pointsman.compare.data import Array
+from pointsman.compare.networks.build import Spec, build, stages_of
+from pointsman.compare.prepare import Preparation
+from pointsman.compare.state import write_atomically
+from pointsman.cost import Cost
+from pointsman.errors import InputError, PolicyError
+from pointsman.run import Stage, StageCosts, run_staged
+
+FORMAT, VERSION = "pointsman-policy", 1
+DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """For each input: class index (-1 for text), probability of it, stage that answered, cost."""
+
+    classes: Array
+    confidence: Array
+    stage: Array
+    cost: Cost
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """Something fitted that routes: stages, the thresholds of one setting, what each stage costs.
+
+    Attributes:
+        way: "cascade", ...
+        knob: the setting.
+        thresholds: (S,) of that setting.
+        stage_names: S names.
+        costs: per stage and input.
+        specs: the networks, by name; their stages, in this order, are the policy's.
+        modules: the same networks, built.
+        preparation: of raw inputs.
+        data: what inputs it takes: name, kind, shape, columns, classes.
+        certificate: as in the results.
+    """
+
+    way: str
+    knob: str
+    thresholds: tuple[float, ...]
+    stage_names: tuple[str, ...]
+    costs: StageCosts
+    specs: Mapping[str, Spec]
+    modules: Mapping[str, nn.Module]
+    preparation: Preparation
+    data: Mapping[str, Any]
+    certificate: Mapping[str, Any]
+
+    def stages(self) -> list[Stage]:
+        """The S stages, ready to run."""
+        return [
+            stage
+            for name, spec in self.specs.items()
+            for _, stage in stages_of(spec, self.modules[name])
+        ]
+
+    def predict(self, x: Array) -> Predictions:
+        """Answer raw inputs of the shape that the policy was fitted on.
+
+        Raises:
+            InputError: inputs of another shape or kind.
+        """
+        shape = tuple(self.data["shape"])
+        if tuple(x.shape[1:]) != shape:
+            raise InputError(
+                f"this policy takes {self.data['kind']} of shape (n, "
+                f"{', '.join(map(str, shape))}), got {tuple(x.shape)}"
+            )
+        per_stage, parts = self.costs.per_stage(self.thresholds), []
+        for module in self.modules.values():
+            module.eval()
+        with torch.no_grad():
+            for start in range(0, max(len(x), 1), ROWS_AT_ONCE):
+                inputs = self.preparation.inputs(x[start : start + ROWS_AT_ONCE])
+                answer = run_staged(self.stages(), inputs, self.thresholds)
+                best = torch.softmax(answer.output, dim=1).max(dim=1)
+                cost = answer.route.cost(per_stage).amount
+                parts.append((best.indices, best.values, answer.stage, torch.as_tensor(cost)))
+        columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+        return Predictions(columns[0], columns[1], columns[2], Cost(columns[3], per_stage.unit))
+
+    def save(self, folder: Path) -> None:
+        """Write the policy; a folder that is there already is replaced once the new one is whole."""
+        weights = save_tensors(self._tensors())
+        body = {
+            "made_for": dict(self.data),
+            "way": self.way,
+            "knob": self.knob,
+            "thresholds": [_plain(value) for value in self.thresholds],
+            "stages": list(self.stage_names),
+            "costs": {
+                "unit": self.costs.advance.unit,
+                "advance": np.asarray(self.costs.advance.amount).tolist(),
+                "answer": np.asarray(self.costs.answer.amount).tolist(),
+            },
+            "networks": [{"id": name, **spec} for name, spec in self.specs.items()],
+            "certificate": dict(self.certificate),
+        }
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "digests": {"body": _digest(_canonical(body)), "weights": _digest(weights)},
+            "body": body,
+        }
+        fresh = folder.with_name(folder.name + ".part")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        write_atomically(fresh / WEIGHTS, weights)
+        write_atomically(fresh / DESCRIPTION, json.dumps(document, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"preparation.mean": self.preparation.mean}
+        tensors["preparation.scale"] = self.preparation.scale
+        for name, module in self.modules.items():
+            for key, value in module.state_dict().items():
+                tensors[f"{name}.{key}"] = value.contiguous()
+        return tensors
+
+
+def load_policy(folder: Path) -> Policy:
+    """Read a saved policy.
+
+    Raises:
+        PolicyError: it is not there, not whole, changed since it was written, or of a newer
+            version.
+    """
+    description, weights = _read(folder / DESCRIPTION), _read(folder / WEIGHTS)
+    try:
+        document = json.loads(description)
+        form, version = document["format"], document["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PolicyError(
+            f"{folder / DESCRIPTION}: this is not a policy's description: save it again"
+        ) from error
+    if form != FORMAT or not isinstance(version, int):
+        raise PolicyError(f"{folder / DESCRIPTION}: this is not a policy, its format is {form!r}")
+    if version > VERSION:
+        raise PolicyError(
+            f"{folder}: the policy has version {version}, this pointsman reads up to {VERSION}: "
+            "install a newer pointsman"
+        )
+    body, digests = document.get("body"), document.get("digests", {})
+    for name, file, found in (
+        ("body", DESCRIPTION, _digest(_canonical(body))),
+        ("weights", WEIGHTS, _digest(weights)),
+    ):
+        if digests.get(name) != found:
+            raise PolicyError(
+                f"{folder / file}: the file is damaged or was changed after it was saved (its "
+                "digest does not match): bring back the original, or run compare again"
+            )
+    return _restore(body, weights)
+
+
+def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
+    tensors = load_tensors(weights)
+    specs, modules = {}, {}
+    for entry in body["networks"]:
+        name = entry["id"]
+        specs[name] = {key: value for key, value in entry.items() if key != "id"}
+        module = build(specs[name])
+        prefix = f"{name}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        module.load_state_dict(own)
+        modules[name] = module.eval()
+    costs, unit = body["costs"], body["costs"]["unit"]
+    return Policy(
+        way=body["way"],
+        knob=body["knob"],
+        thresholds=tuple(float(value) for value in body["thresholds"]),
+        stage_names=tuple(body["stages"]),
+        costs=StageCosts(
+            Cost(np.array(costs["advance"]), unit), Cost(np.array(costs["answer"]), unit)
+        ),
+        specs=specs,
+        modules=modules,
+        preparation=Preparation(
+            body["made_for"]["kind"], tensors["preparation.mean"], tensors["preparation.scale"]
+        ),
+        data=body["made_for"],
+        certificate=body["certificate"],
+    )
+
+
+def _plain(value: float) -> float | str:
+    """JSON has no infinity: thresholds of skipped and of answering stages are written as text."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _canonical(body: Any) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PolicyError(f"{path}: the policy cannot be read ({error.strerror})") from error

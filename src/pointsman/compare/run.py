@@ -1,0 +1,496 @@
+"""The main job: data in, every way tried, one chart, one certified pick.
+
+split → train the ladder → choose the reference → train the ways → choose settings and their
+order on validation → certify on calibration → measure on test → results
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pointsman.compare import results as written
+from pointsman.compare.data import Dataset, Part, split
+from pointsman.compare.networks.build import build, example_of, loss_of, stages_of
+from pointsman.compare.networks.task import Spec, Task, task_for
+from pointsman.compare.policy import Policy
+from pointsman.compare.prepare import Preparation
+from pointsman.compare.state import State
+from pointsman.compare.training import Trained, fit
+from pointsman.compare.ways import (
+    TITLES,
+    Answers,
+    Way,
+    answer_all,
+    stage_costs,
+    standard_error,
+    thin,
+)
+from pointsman.cost import Cost, compare_latency, count_flops
+from pointsman.errors import InputError
+from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
+
+WAYS = ("exits", "cascade", "moe", "nested")
+UNITS = {"flops": "MFLOPs", "latency": "ms"}
+LONGEST_SEQUENCE = 12
+MOST_EPOCHS = 3  # a way may pass over the data so many times as often as the ladder does
+LATENCY_BATCH = 64
+MEASURED_ROWS = 2048
+
+
+class Progress(Protocol):
+    """Told what the run is doing; work is in training FLOPs."""
+
+    def plan(self, total: float) -> None:
+        """How much work there is in all."""
+
+    def begin(self, name: str) -> None:
+        """What is done now."""
+
+    def advance(self, work: float) -> None:
+        """So much more is done."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def plan(self, total: float) -> None:
+        """Nothing."""
+
+    def begin(self, name: str) -> None:
+        """Nothing."""
+
+    def advance(self, work: float) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; see `pointsman compare --help`."""
+
+    max_drop: float = 0.01
+    confidence: float = 0.95
+    cost: str = "flops"
+    ways: tuple[str, ...] = WAYS
+    seed: int = 0
+    command: str = ""
+
+    def check(self, kind: str) -> "Request":
+        """Refuse what cannot be meant, and leave out ways that this kind of data has not.
+
+        Raises:
+            InputError: a number out of range, an unknown cost or way, or no way left.
+        """
+        if not 0 < self.max_drop < 1:
+            raise InputError(f"--max-drop lies between 0 and 1, got {self.max_drop}")
+        if not 0 < self.confidence < 1:
+            raise InputError(f"--confidence lies between 0 and 1, got {self.confidence}")
+        if self.cost not in UNITS:
+            raise InputError(f"--cost is one of {', '.join(UNITS)}, got {self.cost!r}")
+        unknown = [way for way in self.ways if way not in WAYS]
+        if unknown:
+            raise InputError(f"--ways takes {','.join(WAYS)}, got {unknown[0]!r}")
+        offered = [way for way in self.ways if kind != "text" or way in ("moe", "nested")]
+        if not offered:
+            raise InputError(
+                f"{kind} offers the ways moe and nested (a token cannot leave or change the "
+                f"network alone yet), got {', '.join(self.ways)}"
+            )
+        return replace(self, ways=tuple(offered))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train."""
+
+    name: str
+    way: str
+    spec: Spec
+    epochs: int
+    flops: float  # of one epoch's forward and backward passes
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """The parts of the data, ready for networks."""
+
+    parts: dict[str, Part]
+    inputs: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    preparation: Preparation
+
+    @classmethod
+    def of(cls, data: Dataset, seed: int) -> "Bench":
+        """Split the data and fit the preparation on its training part."""
+        parts = split(data, seed)
+        preparation = Preparation.fit(data.kind, parts["train"].x)
+        return cls(
+            parts,
+            {name: preparation.inputs(part.x) for name, part in parts.items()},
+            {name: preparation.targets(part) for name, part in parts.items()},
+            preparation,
+        )
+
+
+def compare(
+    data: Dataset,
+    request: Request,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Try every way to spend less on a data set; write and give the results.
+
+    Args:
+        data: from `pointsman.compare.files.load`.
+        request: the options.
+        out: folder for results.json, report.html, frontier.png and .svg, and policy/.
+        resume: continue a run that was cut off.
+        progress: told what is being done.
+
+    Raises:
+        InputError: data or options that cannot be used, or a folder that cannot.
+    """
+    request = request.check(data.kind)
+    start, watch = time.monotonic(), progress or Silent()
+    with State(out).claimed() as state:
+        bench = Bench.of(data, request.seed)
+        state.begin(_identity(data, request), resume=resume)
+        task = task_for(data, len(bench.parts["train"]))
+        torch.set_num_threads(task.threads or os.cpu_count() or 1)
+        comparison = _Comparison(data, request, bench, task, state, watch)
+        found, policy = comparison.run()
+        found["made_by"]["seconds"] = round(time.monotonic() - start, 1)
+        written.write(found, policy, out)
+        state.finish()
+    return found
+
+
+def _identity(data: Dataset, request: Request) -> dict[str, Any]:
+    return {
+        "data": data.fingerprint(),
+        "max_drop": request.max_drop,
+        "confidence": request.confidence,
+        "cost": request.cost,
+        "ways": list(request.ways),
+        "seed": request.seed,
+        "command": request.command,
+    }
+
+
+class _Comparison:
+    """One run over one data set: what its steps share."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        request: Request,
+        bench: Bench,
+        task: Task,
+        state: State,
+        progress: Progress,
+    ) -> None:
+        self.data, self.request, self.bench, self.task = data, request, bench, task
+        self.state, self.progress = state, progress
+        self.unit = UNITS[request.cost]
+        self.jobs = self._plan()
+        self.specs: dict[str, Spec] = {job.name: job.spec for job in self.jobs}
+        self.trained: dict[str, Trained] = {}
+
+    def run(self) -> tuple[dict[str, Any], Policy]:
+        """Every step, in order."""
+        self.progress.plan(sum(job.epochs * job.flops for job in self.jobs))
+        for job in self.jobs:
+            self.trained[job.name] = self._train(job)
+        self.progress.begin("measuring")
+        ways, networks = self._ways()
+        answers = {
+            way.name: {
+                part: self._answers(way, part) for part in ("validation", "calibration", "test")
+            }
+            for way in ways
+        }
+        best = self._reference(answers["dense"]["validation"])
+        ways = [way.with_settings(answers[way.name]["validation"]) for way in ways]
+        cost = float(ways[0].costs.alone(best))
+        outcomes = {
+            part: {
+                way.name: way.outcomes(
+                    answers[way.name][part], _reference_quality(answers, part, best), cost
+                )
+                for way in ways
+            }
+            for part in ("validation", "calibration", "test")
+        }
+        order = testing_order(Outcomes.join(list(outcomes["validation"].values())))
+        pick = certify(
+            Outcomes.join(list(outcomes["calibration"].values())),
+            self.request.max_drop,
+            self.request.confidence,
+            order,
+        )
+        policy = self._policy(pick, ways, networks)
+        found = self._results(ways, outcomes["test"], answers, best, pick, policy)
+        return found, policy
+
+    # ── training ────────────────────────────────────────────────────────────────────────────────
+
+    def _plan(self) -> list[Job]:
+        """The ladder, and one network for each way, none with a larger budget than the ladder's
+        largest member had."""
+        rows, epochs = len(self.bench.parts["train"]), self.task.epochs
+        ladder = [
+            Job(spec["name"], "ladder", spec, epochs, training_flops(spec) * rows)
+            for spec in self.task.ladder
+        ]
+        budget = max(job.flops for job in ladder) * epochs
+        jobs = list(ladder)
+        for way in ("exits", "nested", "moe"):
+            if way in self.request.ways:
+                spec = self.task.networks[way]
+                flops = training_flops(spec) * rows
+                passes = min(MOST_EPOCHS * epochs, max(1, round(budget / flops)))
+                jobs.append(Job(way, way, spec, passes, flops))
+        return jobs
+
+    def _train(self, job: Job) -> Trained:
+        self.progress.begin(f"training {job.name}")
+        done = 0
+
+        def on_epoch(epoch: int, _: float) -> None:
+            nonlocal done
+            self.progress.advance((epoch - done) * job.flops)
+            done = epoch
+
+        trained = fit(
+            lambda: _on_cpu(build(job.spec)),
+            partial(loss_of, job.spec),
+            self.bench.inputs["train"],
+            self.bench.targets["train"],
+            self.task.recipe,
+            name=job.name,
+            epochs=job.epochs,
+            seed=self.request.seed,
+            checkpoint=self.state.checkpoint(job.name),
+            on_epoch=on_epoch,
+        )
+        self.progress.advance((job.epochs - done) * job.flops)
+        return trained
+
+    # ── ways ────────────────────────────────────────────────────────────────────────────────────
+
+    def _ways(self) -> tuple[list[Way], dict[str, list[str]]]:
+        """Every way as a row of stages, and the networks that each is made of."""
+        ladder = [job.name for job in self.jobs if job.way == "ladder"]
+        dense = self._way("dense", ladder)
+        ways, networks = [dense], {"dense": ladder}
+        for name in self.request.ways:
+            networks[name] = ladder if name == "cascade" else [name]
+            ways.append(replace(dense, name=name) if name == "cascade" else self._way(name, [name]))
+        return ways, networks
+
+    def _way(self, name: str, networks: Sequence[str]) -> Way:
+        named = [
+            pair
+            for network in networks
+            for pair in stages_of(self.specs[network], self.trained[network].module)
+        ]
+        stages = tuple(stage for _, stage in named)
+        example = self.bench.inputs["train"][:LATENCY_BATCH]
+        return Way(
+            name,
+            tuple(stage_name for stage_name, _ in named),
+            stages,
+            stage_costs(stages, example, self.unit),
+        )
+
+    def _answers(self, way: Way, part: str) -> Answers:
+        return answer_all(
+            way.stages, self.bench.inputs[part], self.bench.targets[part], self.data.kind
+        )
+
+    def _reference(self, validation: Answers) -> int:
+        """The best member of the ladder on validation; of equals, the one of lower loss."""
+        quality = validation.quality.double().mean(dim=1).tolist()
+        loss = validation.loss.double().mean(dim=1).tolist()
+        return min(range(len(quality)), key=lambda at: (-quality[at], loss[at]))
+
+    # ── results ─────────────────────────────────────────────────────────────────────────────────
+
+    def _policy(self, pick: Pick, ways: Sequence[Way], networks: dict[str, list[str]]) -> Policy:
+        name, knob = str(pick.knob).split(": ", 1)
+        way = next(way for way in ways if way.name == name)
+        thresholds = way.settings[knob]
+        names, keep = networks[name], list(range(len(way.stages)))
+        if len(names) > 1:  # of a ladder, only the members that this setting asks
+            keep = [at for at in keep if thresholds[at] < float("inf")]
+            names = [names[at] for at in keep]
+        advance, answer = (
+            Cost(np.asarray(cost.amount)[keep], self.unit)
+            for cost in (way.costs.advance, way.costs.answer)
+        )
+        return Policy(
+            way=name,
+            knob=knob,
+            thresholds=tuple(thresholds[at] for at in keep),
+            stage_names=tuple(way.stage_names[at] for at in keep),
+            costs=replace(way.costs, advance=advance, answer=answer),
+            specs={name: self.specs[name] for name in names},
+            modules={name: self.trained[name].module for name in names},
+            preparation=self.bench.preparation,
+            data={
+                "name": self.data.name,
+                "kind": self.data.kind,
+                "shape": list(self.data.example_shape()),
+                "columns": list(self.data.columns),
+                "classes": list(self.data.classes),
+                **({"target": t} if (t := self.data.source.get("target")) else {}),
+            },
+            certificate=pick.certificate.to_dict(),
+        )
+
+    def _results(
+        self,
+        ways: Sequence[Way],
+        test: dict[str, Outcomes],
+        answers: dict[str, dict[str, Answers]],
+        best: int,
+        pick: Pick,
+        policy: Policy,
+    ) -> dict[str, Any]:
+        dense = ways[0]
+        ladder = [
+            Point(name, float(answers["dense"]["test"].quality[at].mean()), cost)
+            for at, name in enumerate(dense.stage_names)
+            for cost in [float(dense.costs.alone(at))]
+        ]
+        validated = [
+            Point(name, float(answers["dense"]["validation"].quality[at].mean()), ladder[at].cost)
+            for at, name in enumerate(dense.stage_names)
+        ]
+        corners = Frontier("ladder", tuple(validated), self.unit).hull().points
+        hindsight = replace(
+            dense,
+            settings={
+                name: tuple(float("-inf") if s == at else float("inf") for s in range(len(ladder)))
+                for at, name in enumerate(dense.stage_names)
+            },
+        ).outcomes(answers["dense"]["test"], test["dense"].reference_quality, ladder[best].cost)
+        return written.assemble(
+            data=self.data,
+            parts=self.bench.parts,
+            request=self.request,
+            metric=self.task.metric,
+            unit=self.unit,
+            ladder=ladder,
+            reference=ladder[best],
+            fronts=[Frontier.from_outcomes(TITLES[way.name], test[way.name]) for way in ways],
+            ways=[way.name for way in ways],
+            random=[p for p in ladder if p.knob in {corner.knob for corner in corners}],
+            oracle=oracle(hindsight),
+            pick=pick,
+            used=self._used(pick, policy, best),
+            trained=[
+                {
+                    "name": job.name,
+                    "way": job.way,
+                    "parameters": sum(
+                        p.numel() for p in self.trained[job.name].module.parameters()
+                    ),
+                    "epochs": job.epochs,
+                    "tflops": job.epochs * job.flops / 1e12,
+                    "seconds": round(self.trained[job.name].seconds, 2),
+                }
+                for job in self.jobs
+            ],
+        )
+
+    def _used(self, pick: Pick, policy: Policy, best: int) -> dict[str, Any]:
+        """The pick run for real on test inputs: who answered, the time it took, known routes."""
+        name = self.task.ladder[best]["name"]
+        reference = self.trained[name].module
+        rows = self.bench.parts["test"].x[:MEASURED_ROWS]
+        stage = policy.predict(self.bench.parts["test"].x).stage
+        shares = np.bincount(stage, minlength=len(policy.stage_names)) / len(stage)
+        times = compare_latency(
+            {
+                "pick": lambda: policy.predict(rows),
+                "reference": lambda: _run(reference, self.bench.preparation.inputs(rows)),
+            },
+            warmup=1,
+            repeats=7,
+        )
+        used: dict[str, Any] = {
+            "shares": {
+                name: round(float(share), 4)
+                for name, share in zip(policy.stage_names, shares, strict=True)
+                if share > 0
+            },
+            "measured_ms": float(times["pick"].median) / len(rows),
+            "reference_ms": float(times["reference"].median) / len(rows),
+        }
+        group = self.bench.parts["test"].group
+        if group is not None:
+            used["sent_on"] = {
+                "easy": float((stage[group == 0] > 0).mean()),
+                "hard": float((stage[group == 1] > 0).mean()),
+            }
+        return used
+
+
+def training_flops(spec: Spec) -> float:
+    """FLOPs of one example's forward and backward pass: three times the mean forward pass."""
+    module, example = build(spec), example_of(spec)
+    if spec["form"] == "nested":
+        from pointsman.compare.networks.build import WHOLE_SHARE
+
+        widths = {w: float(count_flops(partial(module, width=w), example)) for w in spec["widths"]}
+        narrow = [flops for width, flops in widths.items() if width < 1]
+        mean = WHOLE_SHARE * widths[1.0] + (1 - WHOLE_SHARE) * float(np.mean(narrow))
+    elif spec["form"] == "routed":
+        mean = float(
+            np.mean([float(count_flops(partial(module, k=k), example)) for k in spec["used"]])
+        )
+    else:
+        mean = float(count_flops(module, example))
+    return 3e6 * mean / len(example)
+
+
+def testing_order(validation: Outcomes) -> list[str]:
+    """The settings to test, safest first: those cheaper than the reference on the Pareto set of
+    mean cost against cautious quality, thinned to steps of about equal ratio."""
+    cautious = validation.quality.mean(axis=1) - standard_error(validation.drops())
+    limit = float(validation.reference_cost.mean()) * (1 - 1e-9)
+    points = [
+        Point(str(knob), float(quality), float(cost))
+        for knob, quality, cost in zip(
+            validation.knobs, cautious, validation.cost.mean(axis=1), strict=True
+        )
+        if cost < limit
+    ]
+    if not points:
+        return [str(validation.knobs[0])]
+    front = Frontier("validation", tuple(points), validation.unit).pareto().points
+    return [str(point.knob) for point in reversed(thin(front, LONGEST_SEQUENCE))]
+
+
+def _reference_quality(answers: dict[str, dict[str, Answers]], part: str, best: int) -> Any:
+    return answers["dense"][part].quality[best].double().numpy()
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _run(module: nn.Module, inputs: Tensor) -> None:
+    with torch.no_grad():
+        for batch in inputs.split(1024):
+            module(batch)

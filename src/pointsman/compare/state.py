@@ -1,0 +1,104 @@
+"""What a run keeps on disk while it works, so that it can be cut off and continued."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pointsman.errors import InputError
+
+FOLDER, REQUEST, LOCK = "unfinished", "request.json", ".lock"
+
+
+class State:
+    """The folder of an unfinished run, inside the folder of its results.
+
+    It holds what was asked for, and one checkpoint for each network begun. It is removed when the
+    results are written.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.folder = out, out / FOLDER
+
+    @contextmanager
+    def claimed(self) -> Iterator["State"]:
+        """Hold the folder of the results alone.
+
+        Raises:
+            InputError: it cannot be written, or another run holds it.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.out / LOCK)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"{self.out}: another run is writing here: wait for it, or choose another --out"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{self.out}: results cannot be written there ({error.strerror}): "
+                "choose another --out"
+            ) from error
+        try:
+            yield self
+        finally:
+            lock.release()
+            (self.out / LOCK).unlink(missing_ok=True)
+            with_nothing = self.out.is_dir() and not any(self.out.iterdir())
+            if with_nothing:
+                self.out.rmdir()
+
+    def begin(self, request: Mapping[str, Any], *, resume: bool) -> None:
+        """Start a run, or continue one that asked for the same.
+
+        Raises:
+            InputError: an unfinished run is there and may not be thrown away, or there is none to
+                continue, or it asked for something else.
+        """
+        file = self.folder / REQUEST
+        if file.exists():
+            if not resume:
+                raise InputError(
+                    f"{self.out} holds an unfinished run: add --resume to continue it, or remove "
+                    f"{self.folder} to start anew"
+                )
+            earlier = json.loads(file.read_text())
+            changed = [key for key in request if earlier.get(key) != request[key]]
+            if changed:
+                raise InputError(
+                    f"{self.out}: the unfinished run differs in {', '.join(changed)}: repeat its "
+                    f"options ({earlier.get('command', 'unknown')}), or choose another --out"
+                )
+            return
+        if resume:
+            raise InputError(f"{self.out}: there is no unfinished run to resume")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(request, indent=1))
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the network of this name keeps its state."""
+        return self.folder / (name.replace(" ", "_").replace("/", "_") + ".pt")
+
+    def finish(self) -> None:
+        """Remove what only an unfinished run needs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: to a temporary file beside it, then renamed."""
+    part = path.with_name(path.name + ".part")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,27 @@
+"""Run only what was chosen: stages that inputs leave as soon as they are answered."""
+
+from pointsman.run.outcomes import StageCosts, outcomes_of_stages, staged_outcomes
+from pointsman.run.staged import (
+    Answer,
+    Confidence,
+    Stage,
+    Thresholds,
+    evaluating,
+    run_staged,
+    stage_thresholds,
+    subset_thresholds,
+)
+
+__all__ = [
+    "Answer",
+    "Confidence",
+    "Stage",
+    "StageCosts",
+    "Thresholds",
+    "evaluating",
+    "outcomes_of_stages",
+    "run_staged",
+    "stage_thresholds",
+    "staged_outcomes",
+    "subset_thresholds",
+]

@@ -1,0 +1,286 @@
+"""One network whose prefixes are networks: any budget takes its prefix, without search.
+
+Every elastic layer keeps its units in a fixed order, and the sub-network at width `w` (a share in
+(0, 1]) uses the first `ceil(w * units)` of each. All widths share the weights and are trained
+together, one sampled width a step (SortedNet: Valipour et al. 2023, arXiv 2309.00255; slicing of
+convolutions as in slimmable networks, Yu et al. 2018, arXiv 1812.08928, from which the separate
+batch statistics for each width are taken as well).
+
+Where we depart from the paper: widths only (depth belongs to exits), and batch normalisation keeps
+statistics for each width, which the paper does not settle.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pointsman.errors import InputError
+
+
+def units_at(width: float, units: int) -> int:
+    """Units of a layer that the sub-network of this width uses: at least one."""
+    return max(1, math.ceil(width * units - 1e-9))
+
+
+class _Prefix(nn.Module):
+    """What the elastic layers share: the width in force and which of their sides it cuts."""
+
+    def __init__(self, elastic_in: bool, elastic_out: bool) -> None:
+        super().__init__()
+        self.elastic_in = elastic_in
+        self.elastic_out = elastic_out
+        self.width = 1.0
+
+    def _in(self, units: int) -> int:
+        return units_at(self.width, units) if self.elastic_in else units
+
+    def _out(self, units: int) -> int:
+        return units_at(self.width, units) if self.elastic_out else units
+
+    def plain(self) -> nn.Module:
+        """An ordinary layer with a copy of the weights of the width in force."""
+        raise NotImplementedError
+
+
+class PrefixLinear(_Prefix):
+    """Linear map (..., in) → (..., out) of which a prefix of inputs and outputs can be used."""
+
+    def __init__(self, layer: nn.Linear, *, elastic_in: bool = True, elastic_out: bool = True):
+        super().__init__(elastic_in, elastic_out)
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+
+    def _cut(self) -> tuple[Tensor, Tensor | None]:
+        rows, columns = self._out(self.weight.shape[0]), self._in(self.weight.shape[1])
+        return self.weight[:rows, :columns], None if self.bias is None else self.bias[:rows]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, *self._cut())
+
+    def plain(self) -> nn.Module:
+        weight, bias = self._cut()
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        return _with_weights(layer, weight, bias)
+
+
+class PrefixConv2d(_Prefix):
+    """2-D convolution of which a prefix of channels can be used; groups: 1, or one a channel."""
+
+    def __init__(self, layer: nn.Conv2d, *, elastic_in: bool = True, elastic_out: bool = True):
+        super().__init__(elastic_in, elastic_out)
+        if layer.groups not in (1, layer.in_channels) or isinstance(layer.padding, str):
+            raise InputError(
+                "an elastic convolution has numeric padding and groups of 1 or one for each "
+                f"channel, got groups={layer.groups}, padding={layer.padding!r}"
+            )
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
+        self.depthwise = layer.groups > 1
+
+    def _cut(self) -> tuple[Tensor, Tensor | None]:
+        rows = self._out(self.weight.shape[0])
+        columns = self.weight.shape[1] if self.depthwise else self._in(self.weight.shape[1])
+        return self.weight[:rows, :columns], None if self.bias is None else self.bias[:rows]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._cut()
+        groups = x.shape[1] if self.depthwise else 1
+        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+
+    def plain(self) -> nn.Module:
+        weight, bias = self._cut()
+        groups = weight.shape[0] if self.depthwise else 1
+        layer = nn.Conv2d(
+            weight.shape[1] * groups,
+            weight.shape[0],
+            (weight.shape[2], weight.shape[3]),
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups,
+            bias=bias is not None,
+        )
+        return _with_weights(layer, weight, bias)
+
+
+class PrefixBatchNorm2d(_Prefix):
+    """Batch normalisation with shared scale and shift, and running statistics for each width."""
+
+    def __init__(self, layer: nn.BatchNorm2d, widths: Sequence[float]) -> None:
+        super().__init__(True, True)
+        if layer.weight is None or layer.running_mean is None:
+            raise InputError("an elastic batch normalisation is affine and tracks its statistics")
+        units = layer.num_features
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = nn.Parameter(layer.bias.detach().clone())
+        self.eps, self.momentum = layer.eps, layer.momentum
+        self.widths = tuple(widths)
+        self.means: Tensor
+        self.variances: Tensor
+        self.register_buffer("means", layer.running_mean.repeat(len(self.widths), 1))
+        assert layer.running_var is not None
+        self.register_buffer("variances", layer.running_var.repeat(len(self.widths), 1))
+        self.units = units
+
+    def _cut(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        row, units = self.widths.index(self.width), self._out(self.units)
+        return (
+            self.means[row, :units],
+            self.variances[row, :units],
+            self.weight[:units],
+            self.bias[:units],
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        momentum = 0.1 if self.momentum is None else self.momentum
+        return functional.batch_norm(
+            x, *self._cut(), training=self.training, momentum=momentum, eps=self.eps
+        )
+
+    def plain(self) -> nn.Module:
+        mean, variance, weight, bias = self._cut()
+        layer = nn.BatchNorm2d(len(mean), eps=self.eps, momentum=self.momentum)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+        return _with_weights(layer, weight, bias)
+
+
+class PrefixLayerNorm(_Prefix):
+    """Layer normalisation over the units in use."""
+
+    def __init__(self, layer: nn.LayerNorm) -> None:
+        super().__init__(True, True)
+        if len(layer.normalized_shape) != 1 or layer.weight is None:
+            raise InputError("an elastic layer normalisation is affine, over the last dimension")
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        self.eps = layer.eps
+
+    def _cut(self) -> tuple[Tensor, Tensor | None]:
+        units = self._out(len(self.weight))
+        return self.weight[:units], None if self.bias is None else self.bias[:units]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._cut()
+        return functional.layer_norm(x, (len(weight),), weight, bias, self.eps)
+
+    def plain(self) -> nn.Module:
+        weight, bias = self._cut()
+        layer = nn.LayerNorm(len(weight), eps=self.eps, bias=bias is not None)
+        return _with_weights(layer, weight, bias)
+
+
+class Nested(nn.Module):
+    """A network that runs at any of its widths; every narrower one is a prefix of the wider ones.
+
+    Args:
+        body: a module that holds elastic layers (`PrefixLinear`, ...), or an ordinary module, whose
+            layers are then made elastic by `make_elastic`.
+        widths: shares in (0, 1], each one sub-network; 1 is the whole network and must be there.
+
+    Raises:
+        InputError: a width outside (0, 1], 1 missing, or a body with nothing elastic in it.
+    """
+
+    def __init__(self, body: nn.Module, widths: Sequence[float]) -> None:
+        super().__init__()
+        self.widths = tuple(sorted(float(width) for width in widths))
+        if len(set(self.widths)) != len(self.widths) or not all(0 < w <= 1 for w in self.widths):
+            raise InputError(f"widths are distinct shares in (0, 1], got {tuple(widths)}")
+        if 1.0 not in self.widths:
+            raise InputError(f"the whole network, width 1.0, must be a width, got {tuple(widths)}")
+        if not any(isinstance(layer, _Prefix) for layer in body.modules()):
+            body = make_elastic(body, self.widths)
+        self.body = body
+
+    def forward(self, x: Tensor, width: float = 1.0) -> Any:
+        """Output of the sub-network of this width, one of `widths`.
+
+        Raises:
+            InputError: a width that this network was not built with.
+        """
+        self._set(width)
+        return self.body(x)
+
+    def _set(self, width: float) -> None:
+        if width not in self.widths:
+            raise InputError(f"this network has the widths {self.widths}, got {width}")
+        for layer in self.body.modules():
+            if isinstance(layer, _Prefix):
+                layer.width = width
+
+    def extract(self, width: float) -> nn.Module:
+        """The sub-network of this width as an ordinary module with weights of its own.
+
+        Raises:
+            InputError: a width that this network was not built with.
+        """
+        self._set(width)
+        with torch.no_grad():
+            return _map_layers(
+                copy.deepcopy(self.body),
+                lambda layer: layer.plain() if isinstance(layer, _Prefix) else None,
+            )
+
+
+def make_elastic(module: nn.Module, widths: Sequence[float] = (1.0,)) -> nn.Module:
+    """A copy of a module whose linear, convolution and normalisation layers are elastic.
+
+    All hidden sizes scale together. The first weighted layer keeps its inputs and the last one its
+    outputs, in order of definition, so definition must follow the order of use.
+
+    Args:
+        module: a stack of layers, residual or not.
+        widths: the widths for which batch normalisation keeps statistics.
+
+    Raises:
+        InputError: fewer than two weighted layers (there is no hidden size to cut), or a layer that
+            cannot be cut.
+    """
+    weighted = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if len(weighted) < 2:
+        raise InputError(
+            "an elastic network needs a hidden size between two linear or convolution layers, "
+            f"got {len(weighted)} such layers"
+        )
+    first, last = 0, len(weighted) - 1
+    seen = iter(range(len(weighted)))
+
+    def elastic(layer: nn.Module) -> nn.Module | None:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            position = next(seen)
+            sides = {"elastic_in": position != first, "elastic_out": position != last}
+            if isinstance(layer, nn.Linear):
+                return PrefixLinear(layer, **sides)
+            return PrefixConv2d(layer, **sides)
+        if isinstance(layer, nn.BatchNorm2d):
+            return PrefixBatchNorm2d(layer, widths)
+        return PrefixLayerNorm(layer) if isinstance(layer, nn.LayerNorm) else None
+
+    return _map_layers(copy.deepcopy(module), elastic)
+
+
+def _map_layers(module: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """Replace every layer for which `change` gives another, in order of definition."""
+    changed = change(module)
+    if changed is not None:
+        return changed
+    for name, child in module.named_children():
+        setattr(module, name, _map_layers(child, change))
+    return module
+
+
+def _with_weights(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight.data = weight.detach().clone()
+    if bias is not None:
+        layer.bias.data = bias.detach().clone()
+    module: nn.Module = layer
+    return module
