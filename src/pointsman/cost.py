@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pointsman.errors import InputError, UnitError
+from pointsman.modules import evaluating
 
 Amount = float | np.ndarray[Any, Any] | Tensor
 
@@ -167,17 +168,11 @@ def count_flops(run: Callable[..., Any], *inputs: Any) -> Cost:
             tensors, which is run as it is.
         *inputs: its positional arguments.
     """
-    modules = list(run.modules()) if isinstance(run, torch.nn.Module) else []
-    modes = [module.training for module in modules]
+    modules = [run] if isinstance(run, torch.nn.Module) else []
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED_BY_TORCH)
-    try:
-        for module in modules:
-            module.training = False  # batch statistics must not move because someone counted
-        with torch.no_grad(), _plain_attention(), counter:
-            run(*inputs)
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode  # one by one: a part may have been frozen
+    # Evaluation mode: batch statistics must not move because someone counted.
+    with evaluating(*modules), torch.no_grad(), _plain_attention(), counter:
+        run(*inputs)
     return Cost(counter.get_total_flops() / 1e6, "MFLOPs")
 
 

@@ -224,7 +224,11 @@ def _bend(best: float, worst: float, settings: int | None = None) -> np.ndarray:
 
 def _way(knob: str, values: Sequence[float], quality: Any, cost: Any) -> list[Json]:
     return [
-        {"knob": knob.format(v), "quality": round(float(min(q, 1.0)), 4), "cost": round(float(c), 5)}
+        {
+            "knob": knob.format(v),
+            "quality": round(min(float(q), 1.0), 4),
+            "cost": round(float(c), 5),
+        }
         for v, q, c in zip(values, quality, cost, strict=True)
     ]
 

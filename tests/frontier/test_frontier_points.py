@@ -12,6 +12,8 @@ from pointsman.frontier import Frontier, Outcomes, Point
 
 points_lists = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=8)
 
+calm = settings(max_examples=60, deadline=None)  # a busy machine is no failure
+
 
 def outcomes(settings=3, inputs=5, seed=0, **changes):
     rng = np.random.default_rng(seed)
@@ -120,6 +122,7 @@ def test_from_outcomes_takes_means_and_keeps_the_outcomes():
 
 
 @given(points_lists)
+@calm
 def test_pareto_keeps_just_the_points_that_no_other_dominates(pairs):
     whole = frontier(pairs)
 
@@ -139,6 +142,7 @@ def test_pareto_keeps_just_the_points_that_no_other_dominates(pairs):
 
 
 @given(points_lists, st.integers(0, 64))
+@calm
 def test_hull_reaches_what_the_best_pair_of_points_reaches(pairs, at):
     whole, cost = frontier(pairs), at / 64
     if cost < min(p.cost for p in whole.points):
@@ -151,6 +155,7 @@ def test_hull_reaches_what_the_best_pair_of_points_reaches(pairs, at):
 
 
 @given(points_lists)
+@calm
 def test_hull_corners_are_concave_rising_and_needed(pairs):
     corners = frontier(pairs).hull().points
     for a, b in itertools.pairwise(corners):
@@ -162,6 +167,7 @@ def test_hull_corners_are_concave_rising_and_needed(pairs):
 
 
 @given(points_lists, st.integers(0, 64))
+@calm
 def test_mix_spends_the_cost_asked_for_and_reaches_the_hull(pairs, at):
     whole = frontier(pairs)
     corners = whole.hull().points
@@ -176,6 +182,7 @@ def test_mix_spends_the_cost_asked_for_and_reaches_the_hull(pairs, at):
 
 
 @given(points_lists, st.integers(0, 64))
+@calm
 def test_cost_at_inverts_quality_at(pairs, at):
     whole, quality = frontier(pairs), at / 64
     best = max(p.quality for p in whole.points)
@@ -200,7 +207,7 @@ def test_beyond_the_dearest_corner_the_best_setting_stays():
 
 
 @given(points_lists, st.integers(0, 8), st.integers(0, 8))
-@settings(max_examples=60)
+@calm
 def test_hypervolume_counts_the_dominated_cells(pairs, worst_quality, worst_cost):
     cells = sum(
         any(c <= x and q >= y + 1 for c, q in pairs)

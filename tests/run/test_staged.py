@@ -289,7 +289,7 @@ def test_many_settings_at_once_equal_one_lazy_run_each(stages, inputs, classes, 
     rng = np.random.default_rng(seed)
     advance = Cost(rng.random(stages) * moves, "ms")
     costs = StageCosts(advance, Cost(rng.random(stages), "ms"))
-    level = st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0, INF, -INF])
+    level = st.sampled_from([0.3, 0.5, 0.8, 1.0, INF, -INF])  # 1.0 is met exactly by one class
     rows = data.draw(
         st.lists(st.lists(level, min_size=stages, max_size=stages), min_size=1, max_size=4)
     )
@@ -324,6 +324,13 @@ def test_failed_stages_are_paid_for_and_skipped_heads_are_not():
         [[11, 77, 33, 11], [11, 57, 57, 11], [47, 47, 47, 47], [11, 11, 11, 11]],
     )
     assert outcomes.knobs == tuple(settings_)
+
+
+def test_a_threshold_met_exactly_answers_among_many_settings_too():
+    confidence = torch.tensor([[0.7, 0.3, INF], [0.5, 0.5, 0.5]])  # 0.7 is not exact in float32
+    settings_ = {"met": 0.7, "skipped": INF}
+    outcomes = outcomes_of_stages(confidence, torch.ones(2, 3), Cost([1.0, 3.0], "ms"), settings_)
+    assert_array_equal(outcomes.cost, [[1, 4, 1], [3, 3, 3]])
 
 
 def test_any_quality_may_be_weighed_and_not_only_right_or_wrong():

@@ -26,75 +26,86 @@ class Case:
         run: scores (T, E) to route, with a fresh seed at each call where it draws.
         equivariant: permuting the inputs permutes the routes (not where position matters).
         masks: -inf marks a branch as not eligible.
+        holes: any pattern of -inf can be routed.
         gradient: gradients flow from the weights to the scores.
         scored: takes scores (T, E) as they are.
+        draws: is random.
     """
 
     declared: Callable[..., Any]
     run: Callable[[torch.Tensor], Route]
     equivariant: bool = True
     masks: bool = True
+    holes: bool = True
     gradient: bool = True
     scored: bool = True
+    draws: bool = False
 
 
-def drawn(function, **options):
-    return lambda scores: function(scores, generator=torch.Generator().manual_seed(7), **options)
+def drawn(function, gradient=True, **options):
+    def run(scores):
+        return function(scores, generator=torch.Generator().manual_seed(7), **options)
+
+    return Case(partial(function, **options), run, False, gradient=gradient, draws=True)
 
 
-def plain(function, **options):
+def plain(function, rules=None, **options):
     bound = partial(function, **options)
-    return {"declared": bound, "run": bound}
+    return Case(bound, bound, **(rules or {}))
 
+
+CONSTANT = {"masks": False, "gradient": False}
 
 CASES = {
-    "top_k": Case(**plain(select.top_k, k=2)),
-    "top_k sigmoid": Case(**plain(select.top_k, k=2, weigh=torch.sigmoid, renormalize=False)),
-    "top_k bias": Case(**plain(select.top_k, k=1, bias=torch.arange(4.0), renormalize=False)),
-    "top_k noise": Case(select.top_k, drawn(select.top_k, k=2, noise=1.0), equivariant=False),
-    "threshold": Case(**plain(select.threshold, minimum=0.1)),
-    "top_p": Case(**plain(select.top_p, p=0.7)),
-    "relu": Case(**plain(select.relu)),
-    "expert_choice": Case(**plain(select.expert_choice, capacity=3)),
+    "top_k": plain(select.top_k, k=2),
+    "top_k sigmoid": plain(select.top_k, k=2, weigh=torch.sigmoid, renormalize=False),
+    "top_k bias": plain(select.top_k, k=1, bias=torch.arange(4.0), renormalize=False),
+    "top_k noise": drawn(select.top_k, k=2, noise=1.0),
+    "threshold": plain(select.threshold, minimum=0.1),
+    "top_p": plain(select.top_p, p=0.7),
+    "relu": plain(select.relu),
+    "expert_choice": plain(select.expert_choice, capacity=3),
     **{
-        f"with_capacity {overflow} {order}": Case(
-            **plain(select.with_capacity, k=2, capacity=3, overflow=overflow, order=order),
-            equivariant=order == "score",
+        f"with_capacity {overflow} {order}": plain(
+            select.with_capacity,
+            {"equivariant": order == "score"},
+            k=2,
+            capacity=3,
+            overflow=overflow,
+            order=order,
         )
         for overflow in ("drop", "reroute")
         for order in ("position", "score")
     },
-    "balanced": Case(**plain(select.balanced)),
-    "sinkhorn": Case(**plain(select.sinkhorn, k=2)),
-    "categorical": Case(select.categorical, drawn(select.categorical, k=2), equivariant=False),
-    "gumbel": Case(select.gumbel, drawn(select.gumbel, k=2), equivariant=False, gradient=False),
-    "gumbel soft": Case(select.gumbel, drawn(select.gumbel, k=2, hard=False), equivariant=False),
-    "first_confident": Case(
-        **plain(select.first_confident, thresholds_S=[0.5] * E), masks=False, gradient=False
-    ),
+    "balanced": plain(select.balanced, {"holes": False}),
+    "sinkhorn": plain(select.sinkhorn, k=2),
+    "categorical": drawn(select.categorical, k=2),
+    "gumbel": drawn(select.gumbel, gradient=False, k=2),
+    "gumbel soft": drawn(select.gumbel, k=2, hard=False),
+    "first_confident": plain(select.first_confident, CONSTANT, thresholds_S=[0.5] * E),
     "hashed": Case(
-        select.hashed,
+        partial(select.hashed),
         lambda scores: select.hashed((scores[:, 0] * 1000).long(), E, k=2),
-        masks=False,
-        gradient=False,
         scored=False,
+        **CONSTANT,
     ),
     "window": Case(
-        select.window,
+        partial(select.window),
         lambda scores: Route.from_dense(select.window(scores[:, 0], -1, 1)[:, None].double()),
-        masks=False,
-        gradient=False,
         scored=False,
+        **CONSTANT,
     ),
 }
 
-every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-scored = pytest.mark.parametrize(
-    "case", [c for c in CASES.values() if c.scored], ids=[n for n, c in CASES.items() if c.scored]
-)
-masking = pytest.mark.parametrize(
-    "case", [c for c in CASES.values() if c.masks], ids=[n for n, c in CASES.items() if c.masks]
-)
+
+def over(keep=lambda case: True):
+    """Runs a test over the cases that a rule applies to."""
+    kept = {name: case for name, case in CASES.items() if keep(case)}
+    return pytest.mark.parametrize("case", kept.values(), ids=kept.keys())
+
+
+every = over()
+scored = over(lambda case: case.scored)
 
 
 def scores_of(seed, rows=T, dtype=torch.float64):
@@ -115,10 +126,7 @@ def same_row(a, b, t):
 
 def test_every_exported_selection_is_in_the_battery():
     declared = {name for name in select.__all__ if hasattr(getattr(select, name), "guarantee")}
-    covered = {
-        c.declared.func if isinstance(c.declared, partial) else c.declared for c in CASES.values()
-    }
-    assert {getattr(select, name) for name in declared} == covered
+    assert {getattr(select, name) for name in declared} == {c.declared.func for c in CASES.values()}
     measures = {"max_probability", "margin", "negative_entropy"}
     assert set(select.__all__) - declared - measures == {"Guarantee", "guarantees", "guarantee_of"}
 
@@ -166,10 +174,8 @@ def test_causality_is_exactly_as_declared(case):
     assert leaked != select.guarantee_of(case.declared).causal
 
 
-@every
+@over(lambda case: select.guarantee_of(case.declared).causal)
 def test_a_causal_route_does_not_hang_on_how_many_inputs_follow(case):
-    if not select.guarantee_of(case.declared).causal:
-        pytest.skip("not causal, and says so")
     scores = scores_of(3, rows=20)
     whole = case.run(scores)
     for rows in range(1, 20):
@@ -205,11 +211,9 @@ def test_the_type_of_scores_is_the_type_of_weights(case, dtype):
     assert route.combine(route.dispatch(x)).dtype == dtype
 
 
-@every
+@over(lambda case: case.equivariant)
 @pytest.mark.parametrize("seed", range(5))
 def test_permuting_inputs_permutes_routes(case, seed):
-    if not case.equivariant:
-        pytest.skip("the position of an input matters here")
     scores = scores_of(seed)
     order = torch.randperm(T, generator=torch.Generator().manual_seed(seed))
     straight, permuted = case.run(scores), case.run(scores[order])
@@ -217,11 +221,9 @@ def test_permuting_inputs_permutes_routes(case, seed):
     assert_close(permuted.mask(), straight.mask()[order])
 
 
-@every
+@over(lambda case: case.declared.func is not select.hashed)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_nan_and_plus_infinity_are_refused_with_their_place(case, bad):
-    if case.declared is select.hashed:
-        pytest.skip("takes ids")
     scores = scores_of(0)
     scores[5, 0] = bad
     with pytest.raises(RouteError, match=f"got {bad} at (row 5, column 0|position 5)"):
@@ -232,28 +234,24 @@ def test_nan_and_plus_infinity_are_refused_with_their_place(case, bad):
 def test_wrong_shapes_and_types_are_refused(case):
     with pytest.raises(RouteError, match=r"shape \(inputs, (branches|stages)\), got \(2, 8, 4\)"):
         case.run(torch.randn(2, T, E))
-    with pytest.raises(RouteError, match="must be floating point, got torch.int64"):
+    with pytest.raises(RouteError, match=r"must be floating point, got torch\.int64"):
         case.run(torch.ones(T, E, dtype=torch.int64))
 
 
-@masking
+@over(lambda case: case.masks)
 @pytest.mark.parametrize("seed", range(20))
 def test_minus_infinity_is_never_chosen(case, seed):
     scores = scores_of(seed)
-    holes = torch.rand(T, E, generator=torch.Generator().manual_seed(seed)) < 0.4
+    holes = torch.rand(T, E, generator=torch.Generator().manual_seed(seed)) < 0.4 * case.holes
     holes[0] = True
-    if case.declared.func is select.balanced if isinstance(case.declared, partial) else False:
-        holes[1:] = False  # holes may leave no balanced route: see its own tests
     scores[holes] = -torch.inf
     route = case.run(scores).validate()
     assert not (route.mask() & holes).any()
     assert route.dropped()[0]
 
 
-@masking
+@over(lambda case: case.gradient)
 def test_an_input_without_eligible_branch_leaves_gradients_finite(case):
-    if not case.gradient:
-        pytest.skip("weights are constants")
     scores = scores_of(0)
     scores[2] = -torch.inf
     scores.requires_grad_()
@@ -263,10 +261,8 @@ def test_an_input_without_eligible_branch_leaves_gradients_finite(case):
     assert (scores.grad != 0).any()
 
 
-@scored
+@over(lambda case: case.gradient)
 def test_gradcheck_through_the_weights(case):
-    if not case.gradient:
-        pytest.skip("weights are constants, or stand in for a gradient that they do not have")
     scores = scores_of(4).requires_grad_()
     mix = torch.linspace(0.5, 2.0, T * E, dtype=torch.float64).reshape(T, E)
     assert torch.autograd.gradcheck(lambda s: case.run(s).to_dense() * mix, (scores,))
@@ -291,12 +287,8 @@ def test_k_must_be_a_number_of_branches(run, k):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@scored
+@over(lambda case: case.scored and not case.draws and "bias" not in case.declared.keywords)
 def test_selections_work_on_cuda_as_on_cpu(case):
-    if "drawn" in case.run.__qualname__ if hasattr(case.run, "__qualname__") else False:
-        pytest.skip("draws of another device")
-    if isinstance(case.run, partial) and "bias" in case.run.keywords:
-        pytest.skip("the bias of this case lies on the CPU")
     here, there = case.run(scores_of(0)), case.run(scores_of(0).cuda())
     assert there.weights.is_cuda
     assert_close(there.to_dense().cpu(), here.to_dense())

@@ -18,8 +18,9 @@ from rich.progress import (
 )
 
 from pointsman.compare.files import load
+from pointsman.compare.request import WAYS, Request
 from pointsman.compare.results import POLICY, REPORT, as_json
-from pointsman.compare.run import WAYS, Request, compare
+from pointsman.compare.run import compare
 from pointsman.frontier.table import results_table
 
 

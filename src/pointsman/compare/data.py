@@ -14,9 +14,13 @@ Kind = Literal["features", "images", "text"]
 Array = np.ndarray[Any, Any]
 
 PARTS = ("train", "validation", "calibration", "test")
-TEST_SHARE, CALIBRATION_SHARE, VALIDATION_SHARE = 0.25, 0.35, 0.2
-# Beyond these, more rows sharpen no estimate that is shown; they train instead.
-MOST_TEST, MOST_CALIBRATION, MOST_VALIDATION = 20_000, 20_000, 5_000
+# Of n rows, the lesser of share * n and some + more * n leaves: small sets need a large share to
+# promise anything, while in large ones further rows train more than they sharpen an estimate.
+SHARES = {
+    "test": (0.25, 1_000, 0.15),
+    "calibration": (0.35, 500, 0.15),
+    "validation": (0.2, 300, 0.05),
+}
 LEAST_ROWS, LEAST_ROWS_A_CLASS = 100, 8
 
 
@@ -80,16 +84,12 @@ def split(data: Dataset, seed: int) -> dict[str, Part]:
     """
     _check_size(data)
     parts = dict(data.given)
-    shares = (
-        ("test", TEST_SHARE, MOST_TEST),
-        ("calibration", CALIBRATION_SHARE, MOST_CALIBRATION),
-        ("validation", VALIDATION_SHARE, MOST_VALIDATION),
-    )
-    for name, share, most in shares:
+    for name, (share, some, more) in SHARES.items():
         if name in parts:
             continue
         rest = parts["train"]
-        size = min(round(share * len(rest)), most)
+        # every class takes at least one place in each part
+        size = max(round(min(share * len(rest), some + more * len(rest))), len(data.classes))
         stay, leave = train_test_split(
             np.arange(len(rest)),
             test_size=size,
@@ -102,6 +102,11 @@ def split(data: Dataset, seed: int) -> dict[str, Part]:
 
 def _check_size(data: Dataset) -> None:
     train = data.given["train"]
+    empty = [name for name, part in data.given.items() if len(part) == 0 and name != "train"]
+    if empty:
+        raise InputError(
+            f"{data.name}: the part {empty[0]} is given but has no rows: fill it or leave it out"
+        )
     if len(train) < LEAST_ROWS:
         raise InputError(
             f"{data.name}: compare needs at least {LEAST_ROWS} labelled rows to train, validate, "

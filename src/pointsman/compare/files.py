@@ -1,7 +1,8 @@
 """Data from files: CSV and Parquet tables with a label column, and NPZ arrays."""
 
-import zipfile
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from pointsman.errors import InputError
 
 LABEL_NAMES = ("label", "target", "class", "y")
 LARGE = 1 << 30  # bytes; a larger file is read only if the user says so
+ROWS_AT_ONCE = 200_000
+MISSING = ("na", "n/a", "nan", "null", "none", "")
 MOST_CLASSES = 1_000
+FLOAT = np.finfo(np.float32)
 
 
 def load(
@@ -65,9 +69,7 @@ def sample(data: Dataset, rows: int | None, seed: int) -> Dataset:
         return data
     keep = np.sort(np.random.default_rng(seed).choice(len(train), rows, replace=False))
     given = {**data.given, "train": train.take(keep)}
-    return Dataset(
-        data.name, data.kind, given, data.classes, data.columns, data.note, data.stratify
-    )
+    return replace(data, given=given)
 
 
 def _refuse_unasked(path: Path) -> None:
@@ -77,11 +79,11 @@ def _refuse_unasked(path: Path) -> None:
     gigabytes = size / 2**30
     # A text table is parsed at about 60 MB/s into about as many bytes of numbers, held twice while
     # they are converted; arrays are read faster and held twice as well.
-    minutes = size / (60e6 if path.suffix == ".csv" else 400e6) / 60
+    minutes = size / (60e6 if path.suffix.lower() == ".csv" else 400e6) / 60
     raise InputError(
-        f"{path} is {gigabytes:.1f} GiB: reading all of it takes about {2.5 * gigabytes:.0f} GiB of "
-        f"memory and {max(minutes, 0.5):.1f} minutes before training starts; add --rows 100000 to "
-        "work on a random sample, or --large to go ahead"
+        f"{path} is {gigabytes:.1f} GiB: reading all of it takes about {2.5 * gigabytes:.0f} GiB "
+        f"of memory and {max(minutes, 0.5):.1f} minutes before training starts; add --rows 100000 "
+        "to work on a random sample, or --large to go ahead"
     )
 
 
@@ -90,15 +92,14 @@ def _refuse_unasked(path: Path) -> None:
 
 def _table(path: Path, target: str | None, rows: int | None, seed: int) -> Dataset:
     frame = read_table(path, rows, seed)
-    columns = [str(name) for name in frame.columns]
-    frame.columns = columns
-    if len(set(columns)) != len(columns):
-        twice = next(name for name in columns if columns.count(name) > 1)
-        raise InputError(f"{path}: column names must differ, {twice!r} is there twice")
+    columns = list(frame.columns)
     label = _label_column(path, columns, target)
     features = [name for name in columns if name != label]
     if not features:
-        raise InputError(f"{path}: a table needs feature columns beside the label {label!r}")
+        raise InputError(
+            f"{path}: a table needs feature columns beside the label {label!r}, it has only that: "
+            "are its columns separated by commas?"
+        )
     x = numbers(path, frame[features])
     y, classes = _classes(path, label, frame[label].to_numpy())
     name, part = path.stem, Part(x, y)
@@ -117,50 +118,91 @@ def read_table(path: Path, rows: int | None = None, seed: int = 0) -> Any:
     """A pandas frame of a CSV or Parquet file; with `rows`, of a uniform sample of its rows.
 
     Raises:
-        InputError: the file is empty, not of its format, or not UTF-8.
+        InputError: the file is empty, not of its format, or not UTF-8, or two of its columns have
+            one name.
     """
     import pandas as pd
 
     try:
-        if rows is None:
-            return _read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
-        rng = np.random.default_rng(seed)
-        kept, keys = None, np.empty(0)
-        for chunk in _chunks(path):
-            # Keeping the rows with the smallest random keys is a uniform sample of the stream.
-            kept = chunk if kept is None else pd.concat([kept, chunk], ignore_index=True)
-            keys = np.concatenate([keys, rng.random(len(chunk))])
-            order = np.sort(np.argsort(keys, kind="stable")[:rows])
-            kept, keys = kept.iloc[order].reset_index(drop=True), keys[order]
-        if kept is None:
-            raise InputError(f"{path}: the table has no rows")
-        return kept
+        frame = _sampled(_chunks(path, rows), rows, seed)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a .csv is read as UTF-8, byte {error.start} is not") from error
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: this is not a table with a header line ({error})") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as {path.suffix} ({reason})") from error
+        raise InputError(
+            f"{path}: a .csv file is read as UTF-8, which this is not ({error.reason}): save it "
+            "as UTF-8"
+        ) from error
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise InputError(
+            f"{path}: this is not a table with a header line and as many cells in every row "
+            f"({_reason(error)})"
+        ) from error
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read as {path.suffix} ({_reason(error)})") from error
+    columns = _header(path) if path.suffix.lower() == ".csv" else list(map(str, frame.columns))
+    if len(set(columns)) != len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise InputError(
+            f"{path}: column names must differ, {twice!r} is there twice: rename one of them"
+        )
+    if "" in columns:
+        raise InputError(
+            f"{path}: every column needs a name, column {columns.index('') + 1} has none (a saved "
+            "row number is no feature): name it or leave it out"
+        )
+    frame.columns = columns
+    return frame
 
 
-def _read_csv(path: Path) -> Any:
+def _sampled(chunks: Iterator[Any], rows: int | None, seed: int) -> Any:
     import pandas as pd
 
-    return pd.read_csv(path, low_memory=False)
+    rng = np.random.default_rng(seed)
+    kept, keys = next(chunks), np.empty(0)
+    if rows is None:
+        return kept
+    keys = rng.random(len(kept))
+    while True:
+        # Keeping the rows with the smallest random keys is a uniform sample of the stream.
+        order = np.sort(np.argsort(keys, kind="stable")[:rows])
+        kept, keys = kept.iloc[order].reset_index(drop=True), keys[order]
+        chunk = next(chunks, None)
+        if chunk is None:
+            return kept
+        kept = pd.concat([kept, chunk], ignore_index=True)
+        keys = np.concatenate([keys, rng.random(len(chunk))])
 
 
-def _chunks(path: Path) -> Iterator[Any]:
+def _chunks(path: Path, rows: int | None) -> Iterator[Any]:
+    """The whole table at once, or where only `rows` are wanted, a part of it at a time."""
     import pandas as pd
     import pyarrow.parquet as parquet
 
     if path.suffix.lower() == ".csv":
-        yield from pd.read_csv(path, chunksize=200_000, low_memory=False)
+        with warnings.catch_warnings():
+            # Rows longer than the header would be cut, or shift every column by one.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # Only an empty cell is missing: a class may well be called "None" or "NA".
+            how = {"index_col": False, "keep_default_na": False, "na_values": [""]}
+            if rows is None:
+                yield pd.read_csv(path, low_memory=False, **how)
+            else:
+                yield from pd.read_csv(path, low_memory=False, chunksize=ROWS_AT_ONCE, **how)
+    elif rows is None:
+        yield parquet.read_table(path).to_pandas()
     else:
-        for batch in parquet.ParquetFile(path).iter_batches(200_000):
+        for batch in parquet.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
             yield batch.to_pandas()
+
+
+def _header(path: Path) -> list[str]:
+    """The names as they stand in the file: pandas makes equal ones different."""
+    import pandas as pd
+
+    names = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    return [str(name) for name in names.iloc[0]]
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _label_column(path: Path, columns: list[str], target: str | None) -> str:
@@ -179,29 +221,49 @@ def numbers(path: Path, frame: Any) -> Array:
     Raises:
         InputError: naming the first cell that is missing, infinite or not a number.
     """
-    import pandas as pd
-
     columns = []
     for name in frame.columns:
-        column = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        bad = ~np.isfinite(column.astype(np.float32))
+        column = _numeric(frame[name])
+        bad = ~np.isfinite(column)
         if bad.any():
             row = int(bad.argmax())
             cell = frame[name].iloc[row]
-            if isinstance(cell, str):
+            if isinstance(cell, str) and cell.strip().lower() not in MISSING:
                 what, way_out = f"the text {cell[:40]!r}", "encode it as numbers or leave it out"
+            elif isinstance(cell, str | int | float | None):
+                what, way_out = f"{cell}", "fill in, rescale or leave out such rows"
             else:
-                what, way_out = f"{cell}", "fill in or leave out such rows"
+                what, way_out = f"a {type(cell).__name__}", "encode it as numbers or leave it out"
             raise InputError(
-                f"{path}: features must be finite numbers, column {name!r} has {what} in data row "
-                f"{row + 1} ({int(bad.sum())} such cells in this column): {way_out}"
+                f"{path}: features must be finite numbers (up to {FLOAT.max:.1g}), column {name!r} "
+                f"has {what} in data row {row + 1} ({int(bad.sum())} such cells in this column): "
+                f"{way_out}"
             )
-        columns.append(column.astype(np.float32))
+        columns.append(column)
     return np.column_stack(columns)
 
 
+def _numeric(column: Any) -> Array:
+    """A column as float32, NaN where a cell is no number."""
+    import pandas as pd
+
+    none = np.full(len(column), np.nan, dtype=np.float32)
+    if column.dtype.kind in "mM":  # dates and durations have no zero and no unit
+        return none
+    try:
+        found = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError):  # lists and other objects
+        return none
+    with np.errstate(over="ignore"):
+        return np.asarray(found, dtype=np.float32)
+
+
 def _classes(path: Path, label: str, values: Array) -> tuple[Array, tuple[str, ...]]:
-    missing = np.array([value is None or value != value for value in values])
+    import pandas as pd
+
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8", "replace")
+    missing = np.asarray(pd.isna(values), dtype=bool)
     if missing.any():
         raise InputError(
             f"{path}: every row needs a label, column {label!r} has none in data row "
@@ -266,12 +328,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # bytes of unknown origin fail in a dozen ways
         raise InputError(
-            f"{path}: cannot be read as an .npz file of plain arrays ({reason})"
+            f"{path}: cannot be read as an .npz file of plain arrays ({_reason(error)}): write it "
+            "with numpy.savez"
         ) from error
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 def image_or_features(path: Path, name: str, x: Array) -> tuple[Array, Kind]:
@@ -282,23 +345,25 @@ def image_or_features(path: Path, name: str, x: Array) -> tuple[Array, Kind]:
     """
     if x.ndim in (3, 4) and x.dtype == np.uint8:
         images = x[..., None] if x.ndim == 3 else x
-        if images.shape[-1] not in (1, 3, 4):
+        if images.shape[-1] not in (1, 3, 4) or 0 in images.shape[1:]:
             raise InputError(
                 f"{path}: images are NHWC with 1, 3 or 4 channels last, {name} has shape {x.shape}"
             )
         return images, "images"
-    if x.ndim != 2 or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
+    if x.ndim != 2 or x.shape[1] == 0 or x.dtype.kind not in "biuf":
         raise InputError(
             f"{path}: {name} must be numbers of shape (n, features) or uint8 images of shape "
             f"(n, H, W, C), got {x.dtype} of shape {x.shape}"
         )
-    features = x.astype(np.float32)
+    with np.errstate(over="ignore"):
+        features = x.astype(np.float32)
     bad = ~np.isfinite(features)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise InputError(
-            f"{path}: features must be finite numbers, {name} has {x[row, column]} in row {row}, "
-            f"column {column} ({int(bad.sum())} such values)"
+            f"{path}: features must be finite numbers (up to {FLOAT.max:.1g}), {name} has "
+            f"{x[row, column]} in row {row}, column {column} ({int(bad.sum())} such values): fill "
+            "in, rescale or leave out such rows"
         )
     return features, "features"
 

@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from pointsman.compare.data import Array
-from pointsman.compare.networks.build import Spec, build, stages_of
+from pointsman.compare.networks.build import Spec, build, channels_last, stages_of
 from pointsman.compare.prepare import Preparation
 from pointsman.compare.state import write_atomically
 from pointsman.cost import Cost
@@ -103,7 +103,7 @@ class Policy:
         return Predictions(columns[0], columns[1], columns[2], Cost(columns[3], per_stage.unit))
 
     def save(self, folder: Path) -> None:
-        """Write the policy; a folder that is there already is replaced once the new one is whole."""
+        """Write the policy; one that is there already is replaced once the new one is whole."""
         weights = save_tensors(self._tensors())
         body = {
             "made_for": dict(self.data),
@@ -129,7 +129,7 @@ class Policy:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         write_atomically(fresh / WEIGHTS, weights)
-        write_atomically(fresh / DESCRIPTION, json.dumps(document, indent=1))
+        write_atomically(fresh / DESCRIPTION, _written(document))
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
@@ -153,28 +153,42 @@ def load_policy(folder: Path) -> Policy:
     try:
         document = json.loads(description)
         form, version = document["format"], document["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PolicyError(
-            f"{folder / DESCRIPTION}: this is not a policy's description: save it again"
+            f"{folder / DESCRIPTION}: this is not a policy's description: run compare again"
         ) from error
-    if form != FORMAT or not isinstance(version, int):
-        raise PolicyError(f"{folder / DESCRIPTION}: this is not a policy, its format is {form!r}")
+    if form != FORMAT or type(version) is not int or version < 1:
+        raise PolicyError(
+            f"{folder / DESCRIPTION}: this is not a policy, its format is {form!r} version "
+            f"{version!r}: run compare again"
+        )
     if version > VERSION:
         raise PolicyError(
             f"{folder}: the policy has version {version}, this pointsman reads up to {VERSION}: "
             "install a newer pointsman"
         )
-    body, digests = document.get("body"), document.get("digests", {})
-    for name, file, found in (
-        ("body", DESCRIPTION, _digest(_canonical(body))),
-        ("weights", WEIGHTS, _digest(weights)),
+    body = document.get("body")
+    digests = {"body": _digest(_canonical(body)), "weights": _digest(weights)}
+    whole = {"format": FORMAT, "version": version, "digests": digests, "body": body}
+    given = document.get("digests")
+    given = given if isinstance(given, dict) else {}
+    for file, kept in (
+        (DESCRIPTION, given.get("body") == digests["body"]),
+        (WEIGHTS, given.get("weights") == digests["weights"]),
+        (DESCRIPTION, description == _written(whole)),  # to the last byte, spaces too
     ):
-        if digests.get(name) != found:
+        if not kept:
             raise PolicyError(
                 f"{folder / file}: the file is damaged or was changed after it was saved (its "
                 "digest does not match): bring back the original, or run compare again"
             )
-    return _restore(body, weights)
+    try:
+        return _restore(body, weights)
+    except Exception as error:  # what another program wrote can fail in a dozen ways
+        raise PolicyError(
+            f"{folder}: the description and the weights do not belong together "
+            f"({type(error).__name__}): run compare again"
+        ) from error
 
 
 def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
@@ -183,13 +197,14 @@ def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
     for entry in body["networks"]:
         name = entry["id"]
         specs[name] = {key: value for key, value in entry.items() if key != "id"}
-        module = build(specs[name])
+        with torch.device("meta"):  # shapes only: a description alone takes no memory
+            module = build(specs[name])
         prefix = f"{name}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        module.load_state_dict(own)
-        modules[name] = module.eval()
+        module.load_state_dict(own, assign=True)
+        modules[name] = channels_last(module).eval()
     costs, unit = body["costs"], body["costs"]["unit"]
-    return Policy(
+    policy = Policy(
         way=body["way"],
         knob=body["knob"],
         thresholds=tuple(float(value) for value in body["thresholds"]),
@@ -205,11 +220,20 @@ def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
         data=body["made_for"],
         certificate=body["certificate"],
     )
+    counts = {len(policy.stages()), len(policy.stage_names)}
+    counts |= {len(policy.thresholds), len(policy.costs)}
+    if len(counts) > 1:
+        raise PolicyError(f"stages, thresholds and costs differ in number: {sorted(counts)}")
+    return policy
 
 
 def _plain(value: float) -> float | str:
     """JSON has no infinity: thresholds of skipped and of answering stages are written as text."""
     return value if math.isfinite(value) else str(value)
+
+
+def _written(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode()
 
 
 def _canonical(body: Any) -> bytes:

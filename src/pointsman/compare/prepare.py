@@ -27,7 +27,8 @@ class Preparation:
         # float64, since a float32 sum over many rows loses digits
         mean = x.mean(axis=axes, dtype=np.float64)
         scale = x.std(axis=axes, dtype=np.float64)
-        scale[scale < 1e-8 * (1 + np.abs(mean))] = 1.0
+        # relative: a feature of values around 1e-12 is as good as any, once it is scaled
+        scale[scale <= 1e-8 * np.abs(mean)] = 1.0
         return cls(kind, torch.from_numpy(mean).float(), torch.from_numpy(scale).float())
 
     def inputs(self, x: Array) -> Tensor:

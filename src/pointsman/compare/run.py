@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,19 @@ from torch import Tensor, nn
 
 from pointsman.compare import results as written
 from pointsman.compare.data import Dataset, Part, split
-from pointsman.compare.networks.build import build, example_of, loss_of, stages_of
-from pointsman.compare.networks.task import Spec, Task, task_for
+from pointsman.compare.networks.build import (
+    Spec,
+    build,
+    channels_last,
+    loss_of,
+    stages_of,
+    training_flops,
+)
+from pointsman.compare.networks.task import Task, task_for
 from pointsman.compare.policy import Policy
 from pointsman.compare.prepare import Preparation
+from pointsman.compare.progress import Progress, Silent
+from pointsman.compare.request import UNITS, Request
 from pointsman.compare.state import State
 from pointsman.compare.training import Trained, fit
 from pointsman.compare.ways import (
@@ -30,80 +39,14 @@ from pointsman.compare.ways import (
     Way,
     answer_all,
     stage_costs,
-    standard_error,
-    thin,
+    testing_order,
 )
-from pointsman.cost import Cost, compare_latency, count_flops
-from pointsman.errors import InputError
+from pointsman.cost import Cost, compare_latency
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
 
-WAYS = ("exits", "cascade", "moe", "nested")
-UNITS = {"flops": "MFLOPs", "latency": "ms"}
-LONGEST_SEQUENCE = 12
 MOST_EPOCHS = 3  # a way may pass over the data so many times as often as the ladder does
 LATENCY_BATCH = 64
 MEASURED_ROWS = 2048
-
-
-class Progress(Protocol):
-    """Told what the run is doing; work is in training FLOPs."""
-
-    def plan(self, total: float) -> None:
-        """How much work there is in all."""
-
-    def begin(self, name: str) -> None:
-        """What is done now."""
-
-    def advance(self, work: float) -> None:
-        """So much more is done."""
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def plan(self, total: float) -> None:
-        """Nothing."""
-
-    def begin(self, name: str) -> None:
-        """Nothing."""
-
-    def advance(self, work: float) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for; see `pointsman compare --help`."""
-
-    max_drop: float = 0.01
-    confidence: float = 0.95
-    cost: str = "flops"
-    ways: tuple[str, ...] = WAYS
-    seed: int = 0
-    command: str = ""
-
-    def check(self, kind: str) -> "Request":
-        """Refuse what cannot be meant, and leave out ways that this kind of data has not.
-
-        Raises:
-            InputError: a number out of range, an unknown cost or way, or no way left.
-        """
-        if not 0 < self.max_drop < 1:
-            raise InputError(f"--max-drop lies between 0 and 1, got {self.max_drop}")
-        if not 0 < self.confidence < 1:
-            raise InputError(f"--confidence lies between 0 and 1, got {self.confidence}")
-        if self.cost not in UNITS:
-            raise InputError(f"--cost is one of {', '.join(UNITS)}, got {self.cost!r}")
-        unknown = [way for way in self.ways if way not in WAYS]
-        if unknown:
-            raise InputError(f"--ways takes {','.join(WAYS)}, got {unknown[0]!r}")
-        offered = [way for way in self.ways if kind != "text" or way in ("moe", "nested")]
-        if not offered:
-            raise InputError(
-                f"{kind} offers the ways moe and nested (a token cannot leave or change the "
-                f"network alone yet), got {', '.join(self.ways)}"
-            )
-        return replace(self, ways=tuple(offered))
 
 
 @dataclass(frozen=True)
@@ -271,7 +214,7 @@ class _Comparison:
             done = epoch
 
         trained = fit(
-            lambda: _on_cpu(build(job.spec)),
+            lambda: channels_last(build(job.spec)),
             partial(loss_of, job.spec),
             self.bench.inputs["train"],
             self.bench.targets["train"],
@@ -368,13 +311,14 @@ class _Comparison:
     ) -> dict[str, Any]:
         dense = ways[0]
         ladder = [
-            Point(name, float(answers["dense"]["test"].quality[at].mean()), cost)
+            Point(name, float(answers["dense"]["test"].quality[at].double().mean()), cost)
             for at, name in enumerate(dense.stage_names)
             for cost in [float(dense.costs.alone(at))]
         ]
+        validation = answers["dense"]["validation"].quality.double().mean(dim=1).tolist()
         validated = [
-            Point(name, float(answers["dense"]["validation"].quality[at].mean()), ladder[at].cost)
-            for at, name in enumerate(dense.stage_names)
+            Point(point.knob, quality, point.cost)
+            for point, quality in zip(ladder, validation, strict=True)
         ]
         corners = Frontier("ladder", tuple(validated), self.unit).hull().points
         hindsight = replace(
@@ -446,48 +390,8 @@ class _Comparison:
         return used
 
 
-def training_flops(spec: Spec) -> float:
-    """FLOPs of one example's forward and backward pass: three times the mean forward pass."""
-    module, example = build(spec), example_of(spec)
-    if spec["form"] == "nested":
-        from pointsman.compare.networks.build import WHOLE_SHARE
-
-        widths = {w: float(count_flops(partial(module, width=w), example)) for w in spec["widths"]}
-        narrow = [flops for width, flops in widths.items() if width < 1]
-        mean = WHOLE_SHARE * widths[1.0] + (1 - WHOLE_SHARE) * float(np.mean(narrow))
-    elif spec["form"] == "routed":
-        mean = float(
-            np.mean([float(count_flops(partial(module, k=k), example)) for k in spec["used"]])
-        )
-    else:
-        mean = float(count_flops(module, example))
-    return 3e6 * mean / len(example)
-
-
-def testing_order(validation: Outcomes) -> list[str]:
-    """The settings to test, safest first: those cheaper than the reference on the Pareto set of
-    mean cost against cautious quality, thinned to steps of about equal ratio."""
-    cautious = validation.quality.mean(axis=1) - standard_error(validation.drops())
-    limit = float(validation.reference_cost.mean()) * (1 - 1e-9)
-    points = [
-        Point(str(knob), float(quality), float(cost))
-        for knob, quality, cost in zip(
-            validation.knobs, cautious, validation.cost.mean(axis=1), strict=True
-        )
-        if cost < limit
-    ]
-    if not points:
-        return [str(validation.knobs[0])]
-    front = Frontier("validation", tuple(points), validation.unit).pareto().points
-    return [str(point.knob) for point in reversed(thin(front, LONGEST_SEQUENCE))]
-
-
 def _reference_quality(answers: dict[str, dict[str, Answers]], part: str, best: int) -> Any:
     return answers["dense"][part].quality[best].double().numpy()
-
-
-def _on_cpu(module: nn.Module) -> nn.Module:
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _run(module: nn.Module, inputs: Tensor) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class State:
         Raises:
             InputError: it cannot be written, or another run holds it.
         """
+        made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.out / LOCK)
@@ -48,11 +49,12 @@ class State:
         try:
             yield self
         finally:
+            with suppress(OSError):  # before its release, or it could be another run's by then
+                (self.out / LOCK).unlink(missing_ok=True)
             lock.release()
-            (self.out / LOCK).unlink(missing_ok=True)
-            with_nothing = self.out.is_dir() and not any(self.out.iterdir())
-            if with_nothing:
-                self.out.rmdir()
+            with suppress(OSError):  # of the folders made here, those that stayed empty
+                for folder in made:
+                    folder.rmdir()
 
     def begin(self, request: Mapping[str, Any], *, resume: bool) -> None:
         """Start a run, or continue one that asked for the same.
@@ -68,8 +70,15 @@ class State:
                     f"{self.out} holds an unfinished run: add --resume to continue it, or remove "
                     f"{self.folder} to start anew"
                 )
-            earlier = json.loads(file.read_text())
+            try:
+                earlier = dict(json.loads(file.read_bytes()))
+            except (OSError, ValueError, TypeError) as error:
+                raise InputError(
+                    f"{file}: the unfinished run is damaged: remove {self.folder} to start anew"
+                ) from error
+            # the command is only shown: --json or another spelling of a path changes no result
             changed = [key for key in request if earlier.get(key) != request[key]]
+            changed = [key for key in changed if key != "command"]
             if changed:
                 raise InputError(
                     f"{self.out}: the unfinished run differs in {', '.join(changed)}: repeat its "
@@ -77,9 +86,18 @@ class State:
                 )
             return
         if resume:
-            raise InputError(f"{self.out}: there is no unfinished run to resume")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(request, indent=1))
+            raise InputError(
+                f"{self.out}: there is no unfinished run to resume: leave out --resume"
+            )
+        try:
+            shutil.rmtree(self.folder, ignore_errors=True)  # checkpoints of nobody knows what
+            self.folder.mkdir(parents=True)
+            write_atomically(file, json.dumps(request, indent=1))
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: the run cannot be kept there ({error.strerror}): choose another "
+                "--out"
+            ) from error
 
     def checkpoint(self, name: str) -> Path:
         """Where the network of this name keeps its state."""
@@ -91,14 +109,23 @@ class State:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, then renamed."""
+    """Write a file whole or not at all: to a temporary file beside it, then renamed.
+
+    What is there and is no regular file, such as /dev/stdout, is written to and not replaced.
+    """
+    path = Path(os.path.realpath(path))  # through a link, which stays a link
     part = path.with_name(path.name + ".part")
     data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     try:
         with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

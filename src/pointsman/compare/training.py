@@ -5,7 +5,6 @@ is drawn from the seed, the name of the network and the number of the epoch.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pointsman.errors import PointsmanError
+from pointsman.errors import InputError, PointsmanError
 
 # module, inputs, targets, random generator → scalar loss
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
@@ -150,8 +149,16 @@ def _save(
         "seconds": seconds,
     }
     part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:  # torch.save to a path fails with errors of its own kind
+            torch.save(state, file)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
+        reason = getattr(error, "strerror", None) or "not written"
+        raise InputError(
+            f"{path}: the run cannot be kept there ({reason}): was its folder removed, or is the "
+            "disk full? make room and run again"
+        ) from error
 
 
 def _restore(
@@ -159,8 +166,13 @@ def _restore(
 ) -> tuple[int, float]:
     if path is None or not path.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    module.load_state_dict(state["module"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["epoch"]), float(state["seconds"])
+    try:
+        state = torch.load(path, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        return int(state["epoch"]), float(state["seconds"])
+    except Exception as error:  # bytes of unknown origin fail in a dozen ways
+        raise InputError(
+            f"{path}: this part of the unfinished run is damaged: remove the file and resume"
+        ) from error

@@ -34,6 +34,7 @@ ASKED_IN_TURN = ("cascade", "exits")
 LONGEST_CHAIN = 3
 THRESHOLDS_A_CHAIN = 24
 MOST_SETTINGS = 14
+LONGEST_SEQUENCE = 12
 ROWS_AT_ONCE = 256
 BITS = 8.0  # quality 0 for text: a byte guessed blindly
 
@@ -133,6 +134,24 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     marks = np.linspace(logs[0], logs[-1], most)
     nearest = sorted({int(np.abs(logs - mark).argmin()) for mark in marks})
     return [points[at] for at in nearest]
+
+
+def testing_order(validation: Outcomes) -> list[str]:
+    """The settings to test, safest first: those cheaper than the reference on the Pareto set of
+    mean cost against cautious quality, thinned to steps of about equal ratio."""
+    cautious = validation.quality.mean(axis=1) - standard_error(validation.drops())
+    limit = float(validation.reference_cost.mean()) * (1 - 1e-9)
+    points = [
+        Point(str(knob), float(quality), float(cost))
+        for knob, quality, cost in zip(
+            validation.knobs, cautious, validation.cost.mean(axis=1), strict=True
+        )
+        if cost < limit
+    ]
+    if not points:
+        return [str(validation.knobs[0])]
+    front = Frontier("validation", tuple(points), validation.unit).pareto().points
+    return [str(point.knob) for point in reversed(thin(front, LONGEST_SEQUENCE))]
 
 
 def _grid(confidence: Tensor) -> list[float]:

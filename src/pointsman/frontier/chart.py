@@ -5,8 +5,8 @@ below it are cut off, marked at the lower edge and counted in the caption. Texts
 so that the SVG looks the same everywhere. Every mark of a point carries an id,
 `point-<way>-<index>` with the index in the results, for the report page to find.
 
-Colours: four of the colour-blind-safe set of Okabe and Ito (2008), the rest darkened to be read on
-white; every way has a marker of its own too.
+Colours: three of the colour-blind-safe set of Okabe and Ito (2008); the others were chosen to stay
+apart from them under the three colour deficiencies as well. Every way has its own marker too.
 """
 
 import io
@@ -39,15 +39,15 @@ PALETTE = {
     "grid": ("#e3e7ed", "#2c3440"),
     "paper": ("#ffffff", "#171b22"),
     "band": ("#f2ecd6", "#2f2c20"),
-    "way-0": ("#6b7686", "#9aa6b8"),
+    "way-0": ("#4a5566", "#c9d1dd"),
     "way-1": ("#0072b2", "#4fb0ee"),
     "way-2": ("#d55e00", "#ff8b45"),
     "way-3": ("#009e73", "#2fcf9f"),
-    "way-4": ("#b0418a", "#ee8fc8"),
-    "way-5": ("#8a6d00", "#d9b740"),
-    "way-6": ("#2a9fc9", "#8fdcff"),
-    "way-7": ("#7a4b2a", "#cf9a72"),
-    "way-8": ("#5a4fcf", "#aaa2ff"),
+    "way-4": ("#7b2382", "#d070c8"),
+    "way-5": ("#59330d", "#f2f06a"),
+    "way-6": ("#f22457", "#a87b52"),
+    "way-7": ("#a56b97", "#7089a6"),
+    "way-8": ("#330d59", "#ff6b8b"),
 }
 MARKERS = ("o", "s", "^", "P", "X", "p", "h", "<", ">")
 GLYPHS = ("●", "■", "▲", "✚", "✖\ufe0e", "⬟", "⬢", "◀", "▶")  # the same in running text
@@ -435,11 +435,12 @@ def _spots(
     low = axes.transData.transform((1, reading.natural(good - reading.max_drop)))[1]
     left, _, right, _ = axes.get_window_extent().extents
     spots: list[tuple[Box, Pixels]] = []
-    for x in np.linspace(left + 2, right - size[0] - 2, 40):
+    for index, x in enumerate(np.linspace(left + 2, right - size[0] - 2, 41)):
         feet = [low, low - size[1]] if high - low >= size[1] else [low - size[1]]
         spots += [((x, y, x + size[0], y + size[1]), np.array([x, y])) for y in feet]
-        foot = np.array([x + size[0] / 2, low])
-        spots += [(box, foot) for box in _rings(foot, size, pixel)]
+        if index % 10 == 0:
+            foot = np.array([x + size[0] / 2, low])
+            spots += [(box, foot) for box in _rings(foot, size, pixel)]
     return spots
 
 

@@ -191,7 +191,7 @@
     heads[column].setAttribute("aria-sort", up ? "ascending" : "descending");
     const key = (row) => {
       const cell = row.cells[column];
-      if (!cell.classList.contains("number")) return cell.textContent.trim();
+      if (!cell.classList.contains("number")) return cell.querySelector(".way, .select").textContent;
       return cell.dataset.value === "" ? null : Number(cell.dataset.value);
     };
     const compare = (a, b) => (typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true }));

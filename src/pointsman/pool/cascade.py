@@ -81,7 +81,8 @@ class Cascade(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             logits, or callables from X to probabilities. They must know the same classes; modules
             and callables without `classes_` answer in ascending order of the classes.
         costs: what each member spends per input: one Cost of M amounts, or a list of M costs in one
-            unit. None: counted MFLOPs if all members are torch modules, else measured ms.
+            unit. None: counted MFLOPs if all members are torch modules, else measured ms inside a
+            large batch; a member with a high price per call is dearer on the few inputs left to it.
         epsilon: how much accuracy, among the inputs it answers, a member may give up below its
             best, in [0, 1]. 0 is safest, 1 lets the first member answer everything.
         thresholds: instead of learned ones: one confidence for all, or one for each member before

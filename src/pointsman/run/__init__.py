@@ -1,12 +1,12 @@
 """Run only what was chosen: stages that inputs leave as soon as they are answered."""
 
+from pointsman.modules import evaluating
 from pointsman.run.outcomes import StageCosts, outcomes_of_stages, staged_outcomes
 from pointsman.run.staged import (
     Answer,
     Confidence,
     Stage,
     Thresholds,
-    evaluating,
     run_staged,
     stage_thresholds,
     subset_thresholds,

@@ -11,22 +11,21 @@ What happens at a stage is one number, its threshold:
 so a choice of stages with a threshold each is one vector (S,), see `subset_thresholds`. The last
 stage always answers: its own threshold is never read.
 
-`run_staged` runs lazily and serves; `staged_outcomes` weighs many settings at once over logits that
-were computed once. The tests hold the two against each other.
+`run_staged` runs lazily and serves; `staged_outcomes` beside it weighs many settings at once over
+logits that were computed once. The tests hold the two against each other.
 
 Legend: T inputs of a batch, n of them still there, S stages, C classes.
 """
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pointsman.errors import InputError, RouteError
 from pointsman.route import Route
@@ -297,16 +296,3 @@ def _take(state: State, rows: Tensor) -> State:
     if isinstance(state, dict):
         return {name: _take(part, rows) for name, part in state.items()}
     return None
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Modules in evaluation mode meanwhile; every submodule gets its own mode back afterwards."""
-    modes = {module: module.training for root in modules for module in root.modules()}
-    try:
-        for root in modules:
-            root.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

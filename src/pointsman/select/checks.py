@@ -35,9 +35,9 @@ def check_values(values: Tensor, name: str) -> None:
     if values.device.type != "cpu":
         return
     values = values.detach()
-    wrong = ~(values < torch.inf)  # true for NaN and for +inf
-    if wrong.any():
-        place = tuple(int(axis) for axis in wrong.nonzero()[0])
+    fine = values < torch.inf  # false for NaN and for +inf
+    if not fine.all():
+        place = tuple(int(axis) for axis in (~fine).nonzero()[0])
         where = "row {}, column {}".format(*place) if len(place) == 2 else f"position {place[0]}"
         raise RouteError(
             f"{name} must be numbers below infinity (-inf marks a branch as not eligible), "

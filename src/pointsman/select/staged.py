@@ -23,7 +23,7 @@ def first_confident(confidences_TS: Tensor, thresholds_S: Sequence[float] | Tens
     has weight 1, those before it weight 0, so that their cost is counted and their output is not.
 
     Args:
-        confidences_TS: how sure each stage is, higher is surer; -inf is never sure of itself.
+        confidences_TS: how sure each stage is, higher is surer; -inf is below any finite threshold.
         thresholds_S: one number a stage; the last one is ignored, since the last stage always
             answers. +inf never answers at a stage, -inf always does.
 

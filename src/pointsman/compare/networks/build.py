@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pointsman.compare.networks import features, images, text
+from pointsman.cost import count_flops
 from pointsman.depth import EarlyExit, joint_loss
 from pointsman.errors import PolicyError
 from pointsman.run import Stage
@@ -32,6 +34,14 @@ def build(spec: Spec) -> nn.Module:
         return maker(spec)
     except (KeyError, TypeError) as error:
         raise PolicyError(f"no network is known by the description {dict(spec)}") from error
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module with its convolutions' weights in the order in which a CPU is fast."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def example_of(spec: Spec, rows: int = 2) -> Tensor:
@@ -93,6 +103,20 @@ def draw_width(widths: list[float], generator: torch.Generator) -> float:
     return narrow[_draw(len(narrow), generator)]
 
 
+def training_flops(spec: Spec) -> float:
+    """FLOPs of one example's forward and backward pass: three times the mean forward pass."""
+    module, example = build(spec), example_of(spec)
+    if spec["form"] == "nested":
+        widths = {w: float(count_flops(partial(module, width=w), example)) for w in spec["widths"]}
+        narrow = [flops for width, flops in widths.items() if width < 1]
+        mean = WHOLE_SHARE * widths[1.0] + (1 - WHOLE_SHARE) * fmean(narrow)
+    elif spec["form"] == "routed":
+        mean = fmean(float(count_flops(partial(module, k=k), example)) for k in spec["used"])
+    else:
+        mean = float(count_flops(module, example))
+    return 3e6 * mean / len(example)
+
+
 def _draw(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=generator))
 
@@ -115,7 +139,8 @@ def _convnet(spec: Spec) -> nn.Sequential:
 
 def _images_exits(spec: Spec) -> nn.Module:
     trunk = _convnet(spec)
-    return EarlyExit(trunk, list(range(1, len(trunk) - 2)), example=example_of(spec))
+    # not after the first convolution, unless the images are so small that there is no other place
+    return EarlyExit(trunk, list(range(1, len(trunk) - 2)) or [0], example=example_of(spec))
 
 
 def _images_routed(spec: Spec) -> nn.Module:

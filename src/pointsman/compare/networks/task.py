@@ -94,7 +94,7 @@ def _images(data: Dataset, rows: int) -> Task:
     return Task(
         ACCURACY,
         recipe,
-        epochs=max(3, min(60, 150_000 // rows)),
+        epochs=max(3, min(60, 180_000 // rows)),
         ladder=tuple(
             {**base, "form": "dense", "name": f"convnet {width}", "width": width}
             for width in images.LADDER

@@ -32,6 +32,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_nLD: Tensor) -> Tensor:
+        """(n, L, D) → (n, L, D); position l sees positions up to l."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.mix(x_nLD).chunk(3, dim=-1)

@@ -1,0 +1,1 @@
+"""Claims about how deep into one network an input goes."""

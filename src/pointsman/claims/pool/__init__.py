@@ -1,0 +1,1 @@
+"""Claims about which model of a pool answers."""

@@ -1,0 +1,1 @@
+"""Claims about networks that hold networks for every budget."""

@@ -1,0 +1,48 @@
+"""What a user asks of compare."""
+
+from dataclasses import dataclass, replace
+
+from pointsman.errors import InputError
+
+WAYS = ("exits", "cascade", "moe", "nested")
+UNITS = {"flops": "MFLOPs", "latency": "ms"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; see `pointsman compare --help`."""
+
+    max_drop: float = 0.01
+    confidence: float = 0.95
+    cost: str = "flops"
+    ways: tuple[str, ...] = WAYS
+    seed: int = 0
+    command: str = ""
+
+    def check(self, kind: str) -> "Request":
+        """Refuse what cannot be meant, and leave out ways that this kind of data has not.
+
+        Raises:
+            InputError: a number out of range, an unknown cost or way, or no way left.
+        """
+        if not 0 < self.max_drop < 1:
+            raise InputError(f"--max-drop lies between 0 and 1, got {self.max_drop}")
+        if not 0 < self.confidence < 1:
+            raise InputError(f"--confidence lies between 0 and 1, got {self.confidence}")
+        if self.cost not in UNITS:
+            raise InputError(f"--cost is one of {', '.join(UNITS)}, got {self.cost!r}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed is a whole number from 0 to {2**32 - 1}, got {self.seed}")
+        unknown = [way for way in self.ways if way not in WAYS]
+        if unknown or not self.ways:
+            got = repr(unknown[0]) if unknown else "none"
+            raise InputError(f"--ways takes one or more of {','.join(WAYS)}, got {got}")
+        if len(set(self.ways)) < len(self.ways):
+            raise InputError(f"--ways takes every way once, got {','.join(self.ways)}")
+        offered = [way for way in self.ways if kind != "text" or way in ("moe", "nested")]
+        if not offered:
+            raise InputError(
+                f"{kind} offers the ways moe and nested (a token cannot leave or change the "
+                f"network alone yet), got {', '.join(self.ways)}"
+            )
+        return replace(self, ways=tuple(offered))
