@@ -204,12 +204,9 @@ class Route:
         ):
             wrong = (ids < 0) | (ids >= count)
             self._refuse(wrong, f"every {name} must be at least 0 and below {count}")
-        self._refuse(
-            torch.cat([inputs.new_zeros(1, dtype=torch.bool), inputs[1:] < inputs[:-1]])[
-                : len(self)
-            ],
-            "inputs must be ascending (Route.from_triples sorts them)",
-        )
+        behind = torch.zeros_like(inputs, dtype=torch.bool)
+        behind[1:] = inputs[1:] < inputs[:-1]
+        self._refuse(behind, "inputs must be ascending (Route.from_triples sorts them)")
         keys, order = torch.sort(inputs * self.num_branches + branches, stable=True)
         again = torch.zeros_like(keys, dtype=torch.bool)
         again[order[1:]] = keys[1:] == keys[:-1]

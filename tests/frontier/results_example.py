@@ -174,7 +174,7 @@ def text() -> Json:
             _trained(member["name"], "ladder", int(2e5 * member["cost"]), 6, member["cost"] * 2, 31)
             for member in ladder
         ],
-        "truth": {"known_routes": 0.93},
+        "truth": {"sent_on": {"easy": 0.06, "hard": 0.94}},
     }  # fmt: skip
     return results
 

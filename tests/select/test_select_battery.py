@@ -59,6 +59,7 @@ CONSTANT = {"masks": False, "gradient": False}
 CASES = {
     "top_k": plain(select.top_k, k=2),
     "top_k sigmoid": plain(select.top_k, k=2, weigh=torch.sigmoid, renormalize=False),
+    "top_k other softmax": plain(select.top_k, k=2, weigh=partial(torch.softmax, dim=1)),
     "top_k bias": plain(select.top_k, k=1, bias=torch.arange(4.0), renormalize=False),
     "top_k noise": drawn(select.top_k, k=2, noise=1.0),
     "threshold": plain(select.threshold, minimum=0.1),

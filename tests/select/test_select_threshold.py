@@ -2,9 +2,9 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from select_strategies import eligible, rows, scores
+from select_strategies import eligible, make_scores, rows, scores
 from torch.testing import assert_close
 
 from pointsman.errors import RouteError
@@ -14,6 +14,7 @@ fast = settings(max_examples=60, deadline=None)
 
 
 @fast
+@example(make_scores(0, 5, 4, holes=0.5), -torch.inf)
 @given(scores(), st.sampled_from([-torch.inf, -1.0, 0.0, 0.3, 2.0, 99.0]))
 def test_threshold_takes_exactly_what_clears_the_bar(scores, minimum):
     route = threshold(scores, minimum).validate()

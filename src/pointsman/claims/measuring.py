@@ -88,7 +88,7 @@ def measure(
     if not seeds:
         raise InputError("a claim is measured over at least one seed, got none")
     start = time.perf_counter()
-    figures = []
+    figures: list[Figures] = []
     with _one_thread():
         for seed in seeds:
             figures.append(_rounded(claim, claim.full(seed), figures))

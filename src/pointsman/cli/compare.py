@@ -21,6 +21,7 @@ from pointsman.compare.files import load
 from pointsman.compare.request import WAYS, Request
 from pointsman.compare.results import POLICY, REPORT, as_json
 from pointsman.compare.run import compare
+from pointsman.compare.state import FOLDER
 from pointsman.frontier.table import results_table
 
 
@@ -128,7 +129,8 @@ def command(
     DATA is digits, mnist1d, text or known-routes, or a .csv or .parquet file with a label column,
     or an .npz file with x_train and y_train (and x_test, y_test).
     """
-    notes = Console(stderr=True)
+    # Names come from files: they are shown as they are, and a command can be copied in one piece.
+    notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     chosen = tuple(way.strip() for way in ways.split(",") if way.strip())
     asked = " ".join(
         shlex.quote(word) for word in ["pointsman", *sys.argv[1:]] if word != "--resume"
@@ -139,20 +141,20 @@ def command(
     folder = out or Path(f"pointsman-{dataset.name}")
     notes.print(
         f"{dataset.name}: {len(dataset.given['train']):,} rows of {dataset.kind}"
-        + (f", {dataset.note}" if dataset.note else ""),
-        highlight=False,
+        + (f", {dataset.note}" if dataset.note else "")
     )
     skipped = [way for way in chosen if way not in request.check(dataset.kind).ways]
     if skipped:
-        notes.print(f"not offered for {dataset.kind}: {', '.join(skipped)}", highlight=False)
+        notes.print(f"not offered for {dataset.kind}: {', '.join(skipped)}")
     try:
         with Bar(notes) as bar:
             found = compare(dataset, request, folder, resume=resume, progress=bar)
     except KeyboardInterrupt:
-        notes.print(f"\nstopped; {asked} --resume continues", highlight=False)
+        begun = (folder / FOLDER).is_dir()
+        notes.print("\nstopped" + (f"; {asked} --resume continues" if begun else ""))
         sys.exit(130)
     if as_json_:
         click.echo(as_json(found), nl=False)
     else:
         Console().print(results_table(found))
-    notes.print(f"report: {folder / REPORT}   policy: {folder / POLICY}", highlight=False)
+    notes.print(f"report: {folder / REPORT}   policy: {folder / POLICY}")

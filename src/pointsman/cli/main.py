@@ -1,6 +1,7 @@
 """`pointsman`: one command for every level. Subcommands import what they need when they run."""
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -10,16 +11,22 @@ import click
 from pointsman import __version__
 from pointsman.errors import PointsmanError
 
+# What each subcommand does; it lives in the module of its name beside this one.
 COMMANDS = {
-    "compare": "pointsman.cli.compare",
-    "predict": "pointsman.cli.predict",
-    "show": "pointsman.cli.show",
-    "claims": "pointsman.cli.claims",
+    "compare": "Try every way to spend less on data, and pick one.",
+    "predict": "Run a saved policy on new inputs.",
+    "show": "Print the table of an earlier run.",
+    "claims": "List, run and document the published systems.",
 }
 
 
 class Commands(click.Group):
     """Subcommands by name, each imported only when it is asked for, so that help is instant."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of subcommands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of use."""
@@ -29,7 +36,8 @@ class Commands(click.Group):
         """The command of this name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        module = importlib.import_module(f"pointsman.cli.{cmd_name}")
+        command: click.Command = module.command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -37,7 +45,9 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PointsmanError as error:
-            click.echo(f"pointsman: {error}", err=True)
+            # A name from a file may hold line breaks, or what a terminal would obey.
+            line = "".join(c if c.isprintable() else " " for c in str(error))
+            click.echo(f"pointsman: {line}", err=True)
             ctx.exit(2)
 
 
@@ -49,6 +59,8 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a table on a terminal without Unicode
     try:
         cli(prog_name="pointsman")
     except BrokenPipeError:  # the reader of our output went away, as `head` does

@@ -2,11 +2,12 @@
 
 import csv
 import io
-import sys
 from pathlib import Path
 
 import click
+import numpy as np
 
+from pointsman.compare.data import Array
 from pointsman.compare.inputs import read_inputs
 from pointsman.compare.policy import load_policy
 from pointsman.compare.state import write_atomically
@@ -35,15 +36,15 @@ def command(policy: Path, data: str, out: Path | None) -> None:
     names = list(loaded.data["classes"]) or [str(byte) for byte in range(256)]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["prediction", "confidence", "branch", f"cost_{found.cost.unit}"])
-    spent = found.cost.amount
-    assert not isinstance(spent, float)
+    per = "_per_token" if loaded.data["kind"] == "text" else ""
+    rows.writerow(["prediction", "confidence", "branch", f"cost_{found.cost.unit}{per}"])
+    spent: Array = np.asarray(found.cost.amount)
     for label, sure, stage, cost in zip(
         found.classes, found.confidence, found.stage, spent, strict=True
     ):
         rows.writerow([names[label], f"{sure:.4f}", loaded.stage_names[stage], f"{cost:.6g}"])
-    if out is None:
-        sys.stdout.write(text.getvalue())
+    if out is None:  # as UTF-8 whatever the terminal's encoding: a class keeps its name
+        click.get_binary_stream("stdout").write(text.getvalue().encode())
         return
     try:
         write_atomically(out, text.getvalue())

@@ -181,7 +181,7 @@ def _chunks(path: Path, rows: int | None) -> Iterator[Any]:
             # Rows longer than the header would be cut, or shift every column by one.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # Only an empty cell is missing: a class may well be called "None" or "NA".
-            how = {"index_col": False, "keep_default_na": False, "na_values": [""]}
+            how: Any = {"index_col": False, "keep_default_na": False, "na_values": [""]}
             if rows is None:
                 yield pd.read_csv(path, low_memory=False, **how)
             else:

@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pointsman.compare.state import write_atomically
 from pointsman.cost import Cost
 from pointsman.errors import InputError, PolicyError
 from pointsman.run import Stage, StageCosts, run_staged
+from pointsman.run.staged import State
 
 FORMAT, VERSION = "pointsman-policy", 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
@@ -33,7 +35,10 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """For each input: class index (-1 for text), probability of it, stage that answered, cost."""
+    """For each input: class index (for text, a byte), its probability, who answered, the cost.
+
+    The cost is that of the results: per input, for text per token of the window.
+    """
 
     classes: Array
     confidence: Array
@@ -70,12 +75,15 @@ class Policy:
     certificate: Mapping[str, Any]
 
     def stages(self) -> list[Stage]:
-        """The S stages, ready to run."""
-        return [
+        """The S stages, ready to run; for text they answer with the byte after the window."""
+        found = [
             stage
             for name, spec in self.specs.items()
             for _, stage in stages_of(spec, self.modules[name])
         ]
+        if self.data["kind"] != "text":
+            return found
+        return [Stage(partial(_last_of, stage.answer), stage.advance) for stage in found]
 
     def predict(self, x: Array) -> Predictions:
         """Answer raw inputs of the shape that the policy was fitted on.
@@ -127,11 +135,14 @@ class Policy:
         }
         fresh = folder.with_name(folder.name + ".part")
         shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        write_atomically(fresh / WEIGHTS, weights)
-        write_atomically(fresh / DESCRIPTION, _written(document))
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        try:
+            fresh.mkdir(parents=True)
+            write_atomically(fresh / WEIGHTS, weights)
+            write_atomically(fresh / DESCRIPTION, _written(document))
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"preparation.mean": self.preparation.mean}
@@ -225,6 +236,10 @@ def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
     if len(counts) > 1:
         raise PolicyError(f"stages, thresholds and costs differ in number: {sorted(counts)}")
     return policy
+
+
+def _last_of(answer: Callable[[State], Tensor], state: State) -> Tensor:
+    return answer(state)[:, -1]  # (n, L, 256) → (n, 256)
 
 
 def _plain(value: float) -> float | str:

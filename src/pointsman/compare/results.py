@@ -133,11 +133,12 @@ def write(found: Mapping[str, Any], policy: Policy, out: Path) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
+    text = as_json(found)  # first: what it refuses must leave nothing behind
     try:
         policy.save(out / POLICY)
         chart.save(found, out)
         report.write(found, out / REPORT)
-        write_atomically(out / RESULTS, as_json(found))
+        write_atomically(out / RESULTS, text)
     except OSError as error:
         raise InputError(f"{out}: results cannot be written there ({error.strerror})") from error
 
@@ -145,6 +146,10 @@ def write(found: Mapping[str, Any], policy: Policy, out: Path) -> None:
 def as_json(found: Mapping[str, Any]) -> str:
     """The results as text; NumPy numbers become plain ones, and NaN is refused."""
     return json.dumps(found, indent=1, allow_nan=False, default=_plain) + "\n"
+
+
+def _refuse_constant(word: str) -> Any:
+    raise ValueError(f"JSON has no {word}")
 
 
 def _plain(value: Any) -> Any:
@@ -161,15 +166,20 @@ def read(path: Path) -> dict[str, Any]:
     """
     file = path / RESULTS if path.is_dir() else path
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
         schema = found["schema"]
         name, version = schema["name"], schema["version"]
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: this is not a results.json of pointsman compare") from error
-    if name != SCHEMA:
-        raise InputError(f"{file}: this is not a results.json of pointsman compare ({name!r})")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{file}: this is not a results.json of pointsman compare: run compare again"
+        ) from error
+    if name != SCHEMA or type(version) is not int:
+        raise InputError(
+            f"{file}: this is not a results.json of pointsman compare, its schema is {name!r} "
+            f"version {version!r}"
+        )
     if version > VERSION:
         raise InputError(
             f"{file}: the results have version {version}, this pointsman reads up to {VERSION}: "

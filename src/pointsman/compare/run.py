@@ -6,7 +6,8 @@ order on validation → certify on calibration → measure on test → results
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -108,13 +109,24 @@ def compare(
         bench = Bench.of(data, request.seed)
         state.begin(_identity(data, request), resume=resume)
         task = task_for(data, len(bench.parts["train"]))
-        torch.set_num_threads(task.threads or os.cpu_count() or 1)
-        comparison = _Comparison(data, request, bench, task, state, watch)
-        found, policy = comparison.run()
+        with _threads(task.threads or os.cpu_count() or 1):
+            comparison = _Comparison(data, request, bench, task, state, watch)
+            found, policy = comparison.run()
         found["made_by"]["seconds"] = round(time.monotonic() - start, 1)
         written.write(found, policy, out)
         state.finish()
     return found
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch on so many threads meanwhile: their number belongs to the caller."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _identity(data: Dataset, request: Request) -> dict[str, Any]:
@@ -396,5 +408,5 @@ def _reference_quality(answers: dict[str, dict[str, Answers]], part: str, best: 
 
 def _run(module: nn.Module, inputs: Tensor) -> None:
     with torch.no_grad():
-        for batch in inputs.split(1024):
+        for batch in torch.split(inputs, 1024):
             module(batch)

@@ -49,6 +49,8 @@ class State:
         try:
             yield self
         finally:
+            if not self._holds_work():
+                self.finish()
             with suppress(OSError):  # before its release, or it could be another run's by then
                 (self.out / LOCK).unlink(missing_ok=True)
             lock.release()
@@ -64,7 +66,7 @@ class State:
                 continue, or it asked for something else.
         """
         file = self.folder / REQUEST
-        if file.exists():
+        if file.exists() and (resume or self._holds_work()):
             if not resume:
                 raise InputError(
                     f"{self.out} holds an unfinished run: add --resume to continue it, or remove "
@@ -102,6 +104,9 @@ class State:
     def checkpoint(self, name: str) -> Path:
         """Where the network of this name keeps its state."""
         return self.folder / (name.replace(" ", "_").replace("/", "_") + ".pt")
+
+    def _holds_work(self) -> bool:
+        return any(self.folder.glob("*.pt"))
 
     def finish(self) -> None:
         """Remove what only an unfinished run needs."""

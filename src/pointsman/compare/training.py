@@ -119,7 +119,7 @@ def _epoch(
     module.train()
     order = torch.randperm(len(x), generator=generator)
     total = 0.0
-    for rows in order[: batches * recipe.batch].split(recipe.batch):
+    for rows in torch.split(order[: batches * recipe.batch], recipe.batch):
         inputs = x[rows]
         if recipe.augment is not None:
             inputs = recipe.augment(inputs, generator)

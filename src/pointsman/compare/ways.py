@@ -169,7 +169,9 @@ def answer_all(stages: Sequence[Stage], x: Tensor, y: Tensor, kind: Kind) -> Ans
     """
     batches = []
     with torch.no_grad():
-        for inputs, targets in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
+        for inputs, targets in zip(
+            torch.split(x, ROWS_AT_ONCE), torch.split(y, ROWS_AT_ONCE), strict=True
+        ):
             state, rows = inputs, []
             for stage in stages:
                 state = stage.advance(state) if stage.advance is not None else state

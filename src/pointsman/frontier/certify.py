@@ -225,7 +225,14 @@ def certify(
     row = rows[place]
     chosen = _method(outcomes, rows, method)
     certificate = _certificate(
-        outcomes, row, max_drop, confidence, chosen, accepted=accepted, tested=len(p_values)
+        outcomes,
+        row,
+        max_drop,
+        confidence,
+        chosen,
+        accepted=accepted,
+        tested=len(p_values),
+        p=p_values[place],
     )
     reference = float(outcomes.reference_cost.mean())
     return Pick(
@@ -268,10 +275,11 @@ def _certificate(
     *,
     accepted: int,
     tested: int,
+    p: float,
 ) -> Certificate:
     drops: Array = outcomes.drops()[row]
     by_method: dict[str, float] = {
-        name: p_value(drops, max_drop, name)
+        name: p if name == method else p_value(drops, max_drop, name)
         for name in METHODS
         if name != "exact" or is_integral(drops)
     }
@@ -290,7 +298,7 @@ def _certificate(
         inputs=len(outcomes),
         tested=tested,
         accepted=accepted,
-        p_value=by_method[method],
+        p_value=p,
         promised_drop=promised,
         observed_drop=float(drops.mean()),
         more_inputs=more,

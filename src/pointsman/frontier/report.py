@@ -87,7 +87,7 @@ def render(results: Results) -> str:
         trained=_trained(reading),
         splits=_splits(reading),
         shares=_shares(reading),
-        truth=_scalars(reading.results.get("truth")),
+        truth=_truth(reading.results.get("truth")),
         made_by=_scalars(reading.results.get("made_by")),
     )
 
@@ -246,7 +246,7 @@ def _certificate(reading: Reading) -> list[tuple[str, str]]:
         ("Settings tested, from the safest on", _count(raw.get("tested"))),
         ("Settings accepted", _count(raw.get("accepted"))),
         ("p-value of the setting", p_value(raw.get("p_value"))),
-        ("More inputs that would do, about", _count(raw.get("more_inputs"))),
+        ("More inputs that would do, about", _count(raw.get("more_inputs") or None)),
     ]
     return [(name, text) for name, text in rows if text]
 
@@ -343,6 +343,18 @@ def _shares(reading: Reading) -> list[dict[str, str]]:
         {"name": name, "words": share(value, fixed=True), "percent": f"{100 * value:.2f}"}
         for name, value in ranked
     ]
+
+
+def _truth(truth: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What is known of the best routes, as shares: one row a share, groups named before it."""
+    rows: list[tuple[str, str]] = []
+    for key, value in (truth or {}).items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for part, amount in parts.items():
+            if isinstance(amount, float) and 0 <= amount <= 1:
+                name = f"{key}, {part}" if part else key
+                rows.append((name.replace("_", " "), share(amount, fixed=True)))
+    return rows
 
 
 def _scalars(part: Mapping[str, Any] | None) -> list[tuple[str, str]]:

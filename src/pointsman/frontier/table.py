@@ -170,7 +170,7 @@ class Reading:
 
     def mixed(self, cost: float) -> float | None:
         """Quality of mixing the ladder at random at a cost, None below its cheapest member."""
-        if not self.mixing or cost < self.mixing[0][0]:
+        if not self.mixing or cost < self.mixing[0][0] * (1 - 1e-6):  # costs may come by float32
             return None
         costs, qualities = zip(*self.mixing, strict=True)
         return float(np.interp(cost, costs, qualities))
@@ -250,9 +250,9 @@ def results_table(results: Results) -> RenderableType:
             table.add_row(Text(way.title, style="bold"))
         within = cheapest_within(way, reading.max_drop)
         for point in worth_showing(way, reading.max_drop):
-            mark, style = ("•", "bold") if point is within else (" ", "")
-            mark, style = ("▸", "bold green") if point.picked else (mark, style)
-            _add(table, reading, point, f"{mark} {point.knob}", style)
+            mark, style = ("• ", "bold") if point is within else ("  ", "")
+            mark, style = ("▸ ", "bold green") if point.picked else (mark, style)
+            _add(table, reading, point, point.knob, style, mark)
     if reading.oracle:
         _add(table, reading, reading.oracle, "oracle, known only in hindsight", "dim")
     notes = Text(
@@ -289,24 +289,35 @@ def _columns(reading: Reading) -> Table:
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
         padding=0, pad_edge=False, show_edge=False,
     )  # fmt: skip
-    table.add_column("setting", overflow="fold", min_width=20, vertical="bottom")
-    lost = "drop\n(points)" if reading.percent else "drop"
+    lost = "drop\n(points)" if reading.percent else "\ndrop"
     metric = reading.metric.replace(" per ", "\nper ")
-    for head in (metric, lost, f"cost\n({reading.unit})", "saved", "mixing"):
-        table.add_column(Text(head), justify="right", no_wrap=True, vertical="bottom")
+    metric = metric if "\n" in metric else "\n" + metric  # heads of two lines, the lower one filled
+    table.add_column("\nsetting", overflow="fold", min_width=20)
+    for head in (metric, lost, f"cost\n({reading.unit})", "\nsaved", "\nmixing"):
+        table.add_column(Text(head), justify="right", no_wrap=True)
     return table
 
 
-def _add(table: Table, reading: Reading, point: OperatingPoint, name: str, style: str = "") -> None:
+def _add(
+    table: Table,
+    reading: Reading,
+    point: OperatingPoint,
+    name: str,
+    style: str = "",
+    mark: str = "",
+) -> None:
+    setting = Table.grid()  # a cell of two columns, so that a long setting keeps its indent
+    setting.add_column(no_wrap=True)
+    setting.add_column(overflow="fold")
+    setting.add_row(Text(mark), Text(name))
     row = (
-        name,
         reading.quality(point.quality),
         reading.drop(point.drop),
         reading.cost(point.cost, unit=False),
         share(point.saved, fixed=True),
         "" if point.mixed is None else reading.quality(point.mixed),
     )
-    table.add_row(*(Text(cell) for cell in row), style=style)
+    table.add_row(setting if mark else Text(name), *(Text(cell) for cell in row), style=style)
 
 
 def _way(way: Mapping[str, Any], slug: str, base: Reading) -> Way:

@@ -49,7 +49,7 @@ class FeedForwardExperts(nn.Module):
         weights = zip(
             self.up_EDH.unbind(0), self.up_bias_EH.unbind(0), self.down_EHD.unbind(0), strict=True
         )
-        pieces = rows_ND.split(torch.diff(offsets).tolist())
+        pieces = torch.split(rows_ND, torch.diff(offsets).tolist())
         return torch.cat(
             [
                 self.activation(torch.addmm(bias, rows, up)) @ down

@@ -6,7 +6,7 @@ Legend: S stages, N inputs of a data set, C classes, K settings.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from pointsman.errors import InputError, UnitError
 from pointsman.frontier.points import Knob, Outcomes
 from pointsman.run.staged import Confidence, Thresholds, stage_thresholds
 from pointsman.select import max_probability
+
+AnyKnob = TypeVar("AnyKnob", bound=Knob)  # the keys of a mapping are of one kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ def staged_outcomes(
     logits_SNC: Tensor,
     labels_N: Tensor,
     costs: Cost | StageCosts,
-    settings: Mapping[Knob, Thresholds],
+    settings: Mapping[AnyKnob, Thresholds],
     *,
     confidence: Confidence = max_probability,
     reference: int = -1,
@@ -122,7 +124,7 @@ def outcomes_of_stages(
     confidence_SN: Tensor,
     quality_SN: Tensor,
     costs: Cost | StageCosts,
-    settings: Mapping[Knob, Thresholds],
+    settings: Mapping[AnyKnob, Thresholds],
     *,
     reference: int = -1,
 ) -> Outcomes:

@@ -12,6 +12,7 @@ statistics for each width, which the paper does not settle.
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def units_at(width: float, units: int) -> int:
     return max(1, math.ceil(width * units - 1e-9))
 
 
-class _Prefix(nn.Module):
+class _Prefix(nn.Module, ABC):
     """What the elastic layers share: the width in force and which of their sides it cuts."""
 
     def __init__(self, elastic_in: bool, elastic_out: bool) -> None:
@@ -42,9 +43,9 @@ class _Prefix(nn.Module):
     def _out(self, units: int) -> int:
         return units_at(self.width, units) if self.elastic_out else units
 
+    @abstractmethod
     def plain(self) -> nn.Module:
         """An ordinary layer with a copy of the weights of the width in force."""
-        raise NotImplementedError
 
 
 class PrefixLinear(_Prefix):
@@ -60,9 +61,11 @@ class PrefixLinear(_Prefix):
         return self.weight[:rows, :columns], None if self.bias is None else self.bias[:rows]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., units in use) → (..., units in use)."""
         return functional.linear(x, *self._cut())
 
     def plain(self) -> nn.Module:
+        """An `nn.Linear` with a copy of the weights in use."""
         weight, bias = self._cut()
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         return _with_weights(layer, weight, bias)
@@ -73,15 +76,24 @@ class PrefixConv2d(_Prefix):
 
     def __init__(self, layer: nn.Conv2d, *, elastic_in: bool = True, elastic_out: bool = True):
         super().__init__(elastic_in, elastic_out)
-        if layer.groups not in (1, layer.in_channels) or isinstance(layer.padding, str):
+        self.depthwise = layer.groups > 1
+        sizes = (layer.in_channels, layer.out_channels)
+        if self.depthwise and (sizes != (layer.groups,) * 2 or elastic_in != elastic_out):
             raise InputError(
-                "an elastic convolution has numeric padding and groups of 1 or one for each "
-                f"channel, got groups={layer.groups}, padding={layer.padding!r}"
+                "an elastic convolution has groups of 1, or one for each of equally many channels "
+                f"in and out, which scale together, got groups={layer.groups} for {sizes[0]} "
+                f"channels in and {sizes[1]} out, elastic_in={elastic_in}, "
+                f"elastic_out={elastic_out}"
+            )
+        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            raise InputError(
+                f"an elastic convolution pads with a number of zeros, got padding="
+                f"{layer.padding!r}, padding_mode={layer.padding_mode!r}"
             )
         self.weight = nn.Parameter(layer.weight.detach().clone())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
-        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
-        self.depthwise = layer.groups > 1
+        self.stride = _pair(layer.stride)
+        self.padding, self.dilation = _pair(layer.padding), _pair(layer.dilation)
 
     def _cut(self) -> tuple[Tensor, Tensor | None]:
         rows = self._out(self.weight.shape[0])
@@ -89,11 +101,13 @@ class PrefixConv2d(_Prefix):
         return self.weight[:rows, :columns], None if self.bias is None else self.bias[:rows]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, channels in use, H, W) → (n, channels in use, H', W')."""
         weight, bias = self._cut()
         groups = x.shape[1] if self.depthwise else 1
         return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
 
     def plain(self) -> nn.Module:
+        """An `nn.Conv2d` with a copy of the weights in use."""
         weight, bias = self._cut()
         groups = weight.shape[0] if self.depthwise else 1
         layer = nn.Conv2d(
@@ -112,10 +126,15 @@ class PrefixConv2d(_Prefix):
 class PrefixBatchNorm2d(_Prefix):
     """Batch normalisation with shared scale and shift, and running statistics for each width."""
 
-    def __init__(self, layer: nn.BatchNorm2d, widths: Sequence[float]) -> None:
-        super().__init__(True, True)
-        if layer.weight is None or layer.running_mean is None:
-            raise InputError("an elastic batch normalisation is affine and tracks its statistics")
+    def __init__(
+        self, layer: nn.BatchNorm2d, widths: Sequence[float], *, elastic: bool = True
+    ) -> None:
+        super().__init__(elastic, elastic)
+        if layer.weight is None or layer.running_mean is None or layer.momentum is None:
+            raise InputError(
+                "an elastic batch normalisation is affine and tracks its statistics with a "
+                f"momentum, got {layer}"
+            )
         units = layer.num_features
         self.weight = nn.Parameter(layer.weight.detach().clone())
         self.bias = nn.Parameter(layer.bias.detach().clone())
@@ -138,26 +157,24 @@ class PrefixBatchNorm2d(_Prefix):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        momentum = 0.1 if self.momentum is None else self.momentum
+        """(n, channels in use, H, W) → the same shape, normalised."""
         return functional.batch_norm(
-            x, *self._cut(), training=self.training, momentum=momentum, eps=self.eps
+            x, *self._cut(), training=self.training, momentum=self.momentum, eps=self.eps
         )
 
     def plain(self) -> nn.Module:
+        """An `nn.BatchNorm2d` with a copy of the weights and of the statistics of the width."""
         mean, variance, weight, bias = self._cut()
         layer = nn.BatchNorm2d(len(mean), eps=self.eps, momentum=self.momentum)
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
+        layer.running_mean, layer.running_var = mean.clone(), variance.clone()
         return _with_weights(layer, weight, bias)
 
 
 class PrefixLayerNorm(_Prefix):
     """Layer normalisation over the units in use."""
 
-    def __init__(self, layer: nn.LayerNorm) -> None:
-        super().__init__(True, True)
+    def __init__(self, layer: nn.LayerNorm, *, elastic: bool = True) -> None:
+        super().__init__(elastic, elastic)
         if len(layer.normalized_shape) != 1 or layer.weight is None:
             raise InputError("an elastic layer normalisation is affine, over the last dimension")
         self.weight = nn.Parameter(layer.weight.detach().clone())
@@ -169,10 +186,12 @@ class PrefixLayerNorm(_Prefix):
         return self.weight[:units], None if self.bias is None else self.bias[:units]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., units in use) → the same shape, normalised."""
         weight, bias = self._cut()
         return functional.layer_norm(x, (len(weight),), weight, bias, self.eps)
 
     def plain(self) -> nn.Module:
+        """An `nn.LayerNorm` with a copy of the weights in use."""
         weight, bias = self._cut()
         layer = nn.LayerNorm(len(weight), eps=self.eps, bias=bias is not None)
         return _with_weights(layer, weight, bias)
@@ -187,7 +206,8 @@ class Nested(nn.Module):
         widths: shares in (0, 1], each one sub-network; 1 is the whole network and must be there.
 
     Raises:
-        InputError: a width outside (0, 1], 1 missing, or a body with nothing elastic in it.
+        InputError: a width outside (0, 1], 1 missing, a body that `make_elastic` refuses, or batch
+            normalisation without one of the widths.
     """
 
     def __init__(self, body: nn.Module, widths: Sequence[float]) -> None:
@@ -199,6 +219,12 @@ class Nested(nn.Module):
             raise InputError(f"the whole network, width 1.0, must be a width, got {tuple(widths)}")
         if not any(isinstance(layer, _Prefix) for layer in body.modules()):
             body = make_elastic(body, self.widths)
+        for layer in body.modules():
+            if isinstance(layer, PrefixBatchNorm2d) and not set(self.widths) <= set(layer.widths):
+                raise InputError(
+                    "a batch normalisation keeps statistics for every width of its network, "
+                    f"{self.widths}, got one for {layer.widths}: build it with the same widths"
+                )
         self.body = body
 
     def forward(self, x: Tensor, width: float = 1.0) -> Any:
@@ -227,7 +253,9 @@ class Nested(nn.Module):
         with torch.no_grad():
             return _map_layers(
                 copy.deepcopy(self.body),
-                lambda layer: layer.plain() if isinstance(layer, _Prefix) else None,
+                lambda layer: (
+                    layer.plain().train(layer.training) if isinstance(layer, _Prefix) else None
+                ),
             )
 
 
@@ -242,30 +270,52 @@ def make_elastic(module: nn.Module, widths: Sequence[float] = (1.0,)) -> nn.Modu
         widths: the widths for which batch normalisation keeps statistics.
 
     Raises:
-        InputError: fewer than two weighted layers (there is no hidden size to cut), or a layer that
-            cannot be cut.
+        InputError: fewer than two weighted layers (there is no hidden size to cut), a layer that
+            cannot be cut, or one that stands in two places.
     """
+    _check_layers(module)
     weighted = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if len(weighted) < 2:
         raise InputError(
             "an elastic network needs a hidden size between two linear or convolution layers, "
             f"got {len(weighted)} such layers"
         )
-    first, last = 0, len(weighted) - 1
-    seen = iter(range(len(weighted)))
+    last, placed = len(weighted) - 1, 0
 
     def elastic(layer: nn.Module) -> nn.Module | None:
+        nonlocal placed
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            position = next(seen)
-            sides = {"elastic_in": position != first, "elastic_out": position != last}
+            sides = {"elastic_in": placed > 0, "elastic_out": placed < last}
+            placed += 1
             if isinstance(layer, nn.Linear):
                 return PrefixLinear(layer, **sides)
             return PrefixConv2d(layer, **sides)
+        hidden = 0 < placed <= last  # a normalisation of the inputs or the outputs keeps them all
         if isinstance(layer, nn.BatchNorm2d):
-            return PrefixBatchNorm2d(layer, widths)
-        return PrefixLayerNorm(layer) if isinstance(layer, nn.LayerNorm) else None
+            return PrefixBatchNorm2d(layer, widths, elastic=hidden)
+        return PrefixLayerNorm(layer, elastic=hidden) if isinstance(layer, nn.LayerNorm) else None
 
     return _map_layers(copy.deepcopy(module), elastic)
+
+
+def _check_layers(module: nn.Module) -> None:
+    """Refuse layers with weights that do not become elastic: a narrow width could not pass them."""
+    seen: set[nn.Module] = set()
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if not layer._parameters and not layer._buffers:
+            continue
+        if type(layer) not in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm):
+            raise InputError(
+                "the layers of an elastic network are nn.Linear, nn.Conv2d, nn.BatchNorm2d and "
+                f"nn.LayerNorm, got {type(layer).__name__} at {name or 'the top'!r}: leave it out, "
+                "or build the elastic layers yourself"
+            )
+        if layer in seen:
+            raise InputError(
+                f"a layer of an elastic network stands in one place, {name!r} is used before: "
+                "give it weights of its own"
+            )
+        seen.add(layer)
 
 
 def _map_layers(module: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
@@ -276,6 +326,11 @@ def _map_layers(module: nn.Module, change: Callable[[nn.Module], nn.Module | Non
     for name, child in module.named_children():
         setattr(module, name, _map_layers(child, change))
     return module
+
+
+def _pair(size: tuple[int, ...]) -> tuple[int, int]:
+    high, wide = size
+    return high, wide
 
 
 def _with_weights(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:

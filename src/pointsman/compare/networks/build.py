@@ -91,7 +91,8 @@ def loss_of(
     if form == "routed":
         used = spec["used"]
         logits, balance = module(x, k=used[_draw(len(used), generator)])
-        return _cross_entropy(logits, y) + BALANCE_WEIGHT * balance
+        total: Tensor = _cross_entropy(logits, y) + BALANCE_WEIGHT * balance
+        return total
     return _cross_entropy(module(x), y)
 
 
@@ -122,7 +123,8 @@ def _draw(count: int, generator: torch.Generator) -> int:
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.flatten(0, -2), y.flatten())
+    loss: Tensor = functional.cross_entropy(logits.flatten(0, -2), y.flatten())
+    return loss
 
 
 def _features_exits(spec: Spec) -> nn.Module:
@@ -151,9 +153,8 @@ def _images_routed(spec: Spec) -> nn.Module:
 
 
 def _transformer(spec: Spec) -> nn.Module:
-    feed_forward = {"exits": "dense"}.get(spec["form"], spec["form"])
     return text.Transformer(
-        spec["width"], spec["layers"], spec["context"], feed_forward, spec.get("experts", 8)
+        spec["width"], spec["layers"], spec["context"], spec["form"], spec.get("experts", 8)
     )
 
 

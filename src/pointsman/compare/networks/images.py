@@ -44,13 +44,17 @@ def stages(side: int) -> int:
     return halvings
 
 
+def channels_out(width: int, halvings: int) -> int:
+    """Channels after so many halvings: twice as many each time, after the second no more."""
+    return min(width << halvings, 4 * width)
+
+
 def convnet(channels: int, classes: int, width: int, halvings: int) -> nn.Sequential:
     """Plain network: NCHW images → logits (n, classes), one child a stage."""
     blocks: list[nn.Module] = [conv(channels, width)]
     wide = width
     for stage in range(halvings):
-        # Half the resolution, twice the channels: after the second halving, no wider.
-        narrow, wide = wide, min(wide * 2, width * 4)
+        narrow, wide = wide, channels_out(width, stage + 1)
         block = [conv(narrow, wide), nn.MaxPool2d(2)]
         if stage > 0:
             block.append(Residual(conv(wide, wide)))
@@ -68,7 +72,7 @@ class RoutedConvNet(nn.Module):
         super().__init__()
         *trunk, self.head = convnet(channels, classes, width, halvings)
         self.trunk = nn.Sequential(*trunk)
-        wide = self.head[2].in_features
+        wide = channels_out(width, halvings)
         self.norm = nn.LayerNorm(wide)
         self.moe = MoE(
             nn.Linear(wide, experts, bias=False),

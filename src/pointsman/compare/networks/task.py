@@ -154,7 +154,8 @@ def _text(data: Dataset, rows: int) -> Task:
 
 def shift_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Random mirror image of each input, and one random shift of the batch by up to 1/10."""
-    reach = max(1, x.shape[-1] // 10)
+    most = min(x.shape[-2:]) - 1  # reflection cannot reach further
+    reach = min(max(1, x.shape[-1] // 10), most)
     mirrored = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     down, right = (int(v) for v in torch.randint(0, 2 * reach + 1, (2,), generator=generator))

@@ -1,5 +1,6 @@
 """Small causal byte-level transformers: plain, nested and routed feed-forwards."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -87,11 +88,12 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, layers: int, context: int, feed_forward: str, experts: int = 8):
         super().__init__()
-        make = {
+        makers: dict[str, Callable[[int], nn.Module]] = {
             "dense": dense_feed_forward,
             "nested": nested_feed_forward,
             "routed": partial(routed_feed_forward, experts=experts),
-        }[feed_forward]
+        }
+        make = makers[feed_forward]
         self.bytes = nn.Embedding(BYTES, width)
         self.positions = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, make(width)) for _ in range(layers))
