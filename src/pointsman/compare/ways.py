@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from pointsman.compare.data import Array, Kind
 from pointsman.cost import Cost, compare_latency, count_flops
-from pointsman.frontier import Frontier, Outcomes, Point
+from pointsman.frontier import Frontier, Outcomes, Point, safest_first, standard_error
 from pointsman.run import Stage, StageCosts, outcomes_of_stages, subset_thresholds
 from pointsman.select import max_probability
 
@@ -93,8 +93,7 @@ class Way:
         found = outcomes_of_stages(validation.confidence, validation.quality, self.costs, names)
         last = [max(s for s, t in enumerate(row) if t < math.inf) for row in names.values()]
         change = found.quality - validation.quality.double().numpy()[last]
-        inputs = change.shape[1]
-        cautious = found.quality.mean(axis=1) - standard_error(change) * (inputs > 1)
+        cautious = found.quality.mean(axis=1) - standard_error(change)
         points = tuple(
             Point(knob, float(quality), float(cost))
             for knob, quality, cost in zip(names, cautious, found.cost.mean(axis=1), strict=True)
@@ -119,13 +118,6 @@ class Way:
         return found
 
 
-def standard_error(change: Array) -> Array:
-    """Standard error of the mean of each row (S, n), never zero: one more change is imagined."""
-    inputs = change.shape[1]
-    spread: Array = np.sqrt(((change**2).sum(axis=1) + 1.0 * (change != 0).any(axis=1)) / inputs)
-    return spread / math.sqrt(inputs)
-
-
 def thin(points: Sequence[Point], most: int) -> list[Point]:
     """At most so many of points sorted by cost: the ends, and about even steps in log cost."""
     if len(points) <= most:
@@ -137,21 +129,17 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def testing_order(validation: Outcomes) -> list[str]:
-    """The settings to test, safest first: those cheaper than the reference on the Pareto set of
-    mean cost against cautious quality, thinned to steps of about equal ratio."""
-    cautious = validation.quality.mean(axis=1) - standard_error(validation.drops())
+    """The settings to test, safest first: those cheaper than the reference that `safest_first`
+    keeps, thinned to steps of about equal ratio, because every further test can end the sequence.
+    """
+    costs = dict(zip(validation.knobs, validation.cost.mean(axis=1), strict=True))
     limit = float(validation.reference_cost.mean()) * (1 - 1e-9)
-    points = [
-        Point(str(knob), float(quality), float(cost))
-        for knob, quality, cost in zip(
-            validation.knobs, cautious, validation.cost.mean(axis=1), strict=True
-        )
-        if cost < limit
-    ]
-    if not points:
+    cheaper = [knob for knob, cost in costs.items() if cost < limit]
+    if not cheaper:
         return [str(validation.knobs[0])]
-    front = Frontier("validation", tuple(points), validation.unit).pareto().points
-    return [str(point.knob) for point in reversed(thin(front, LONGEST_SEQUENCE))]
+    order = safest_first(validation.choose(cheaper))
+    points = [Point(knob, 0.0, float(costs[knob])) for knob in reversed(order)]
+    return [str(point.knob) for point in reversed(thin(points, LONGEST_SEQUENCE))]
 
 
 def _grid(confidence: Tensor) -> list[float]:

@@ -2,7 +2,14 @@
 
 from pointsman.frontier.baselines import oracle, random_mixing
 from pointsman.frontier.bounds import METHODS, Method, inputs_needed, p_value, upper_bound
-from pointsman.frontier.certify import Certificate, Pick, certify, fixed_sequence, safest_first
+from pointsman.frontier.certify import (
+    Certificate,
+    Pick,
+    certify,
+    fixed_sequence,
+    safest_first,
+    standard_error,
+)
 from pointsman.frontier.metrics import aiq, apgr, cpt, deferral_area, deferral_curve, pgr
 from pointsman.frontier.points import Frontier, Knob, Outcomes, Point
 
@@ -28,5 +35,6 @@ __all__ = [
     "pgr",
     "random_mixing",
     "safest_first",
+    "standard_error",
     "upper_bound",
 ]

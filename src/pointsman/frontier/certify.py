@@ -256,14 +256,22 @@ def safest_first(validation: Outcomes) -> tuple[Knob, ...]:
     orders them by p-value: with the risk in both places one order serves every limit.
     """
     drops = validation.drops()
-    n = drops.shape[1]
-    # one loss and one win more than seen keep the error of a setting without any above zero
-    error = np.sqrt((drops.var(axis=1) * n + 2) / n) / np.sqrt(n)
-    risk = drops.mean(axis=1) + CAUTION * error
+    risk = drops.mean(axis=1) + CAUTION * standard_error(drops)
     means = zip(validation.knobs, -risk, validation.cost.mean(axis=1), strict=True)
     points = tuple(Point(knob, float(safety), float(cost)) for knob, safety, cost in means)
     kept = Frontier("validation", points, validation.unit).pareto().points
     return tuple(point.knob for point in reversed(kept))
+
+
+def standard_error(drops: Array) -> Array:
+    """(S,) standard error of the mean of each row (S, N), never zero.
+
+    One loss and one win more than seen are imagined, because a setting that changed nothing on few
+    inputs may still change something on the next.
+    """
+    inputs = drops.shape[1]
+    error: Array = np.sqrt((drops.var(axis=1) * inputs + 2) / inputs) / np.sqrt(inputs)
+    return error
 
 
 def _certificate(

@@ -12,9 +12,9 @@ from pointsman.select import top_k
 from pointsman.supernet import PrefixLinear
 
 # (width, layers) of the ladder, from small to large.
-LADDER = ((32, 1), (48, 2), (80, 3), (128, 4))
-NESTED_SIZE = (128, 4)
-ROUTED_SIZE = (80, 3)
+LADDER = ((32, 1), (48, 2), (64, 3), (96, 4))
+NESTED_SIZE = (96, 4)
+ROUTED_SIZE = (64, 3)
 WIDTHS = (0.0625, 0.25, 0.5, 1.0)
 EXPERTS_USED = (1, 2, 4)
 BYTES = 256
