@@ -10,13 +10,13 @@ their gradients are written with one another below.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from pointsman._moves import Plan, move, narrow, offsets, tally
 from pointsman.cost import Cost
 from pointsman.errors import RouteError, UnitError
 
@@ -32,16 +32,6 @@ class BranchOrder(NamedTuple):
     inputs: Tensor
     weights: Tensor
     offsets: Tensor
-
-
-class _Plan(NamedTuple):
-    """Index work of one route, done once: both orders of the pairs and where each group begins."""
-
-    order: Tensor  # (N,) branch order -> route order
-    inverse: Tensor  # (N,) route order -> branch order
-    inputs: Tensor  # (N,) input of each pair, in branch order
-    branch_offsets: Tensor  # (E + 1,)
-    input_offsets: Tensor  # (T + 1,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,17 +214,17 @@ class Route:
             )
 
     @cached_property
-    def _plan(self) -> _Plan:
+    def _plan(self) -> Plan:
         # Few branches fit a narrow integer, and a narrow integer sorts in fewer passes.
-        _, order = torch.sort(self.branches.to(_narrow(self.num_branches)), stable=True)
+        _, order = torch.sort(self.branches.to(narrow(self.num_branches)), stable=True)
         positions = torch.arange(len(self), device=order.device)
         inverse = torch.empty_like(order).scatter_(0, order, positions)
-        return _Plan(
+        return Plan(
             order,
             inverse,
             self.inputs.index_select(0, order),
-            _offsets(self.load()),
-            _offsets(self.branches_per_input()),
+            offsets(self.load()),
+            offsets(self.branches_per_input()),
         )
 
     def by_branch(self) -> BranchOrder:
@@ -246,11 +236,11 @@ class Route:
 
     def load(self) -> Tensor:
         """(E,) int64: inputs that each branch received."""
-        return _count(self.branches, self.num_branches)
+        return tally(self.branches, self.num_branches)
 
     def branches_per_input(self) -> Tensor:
         """(T,) int64: branches that each input visited."""
-        return _count(self.inputs, self.num_inputs)
+        return tally(self.inputs, self.num_inputs)
 
     def dropped(self) -> Tensor:
         """(T,) bool: inputs that no branch took."""
@@ -334,7 +324,7 @@ class Route:
         """
         _require_rows(x_TD, self.num_inputs, "dispatch", "input")
         flat = x_TD.reshape(self.num_inputs, _width(x_TD))
-        rows = _move(flat, None, self._plan, out=True)
+        rows = move(flat, None, self._plan, out=True)
         return rows.reshape(len(self), *x_TD.shape[1:])
 
     def combine(self, rows_ND: Tensor, *, weighted: bool = True) -> Tensor:
@@ -363,7 +353,7 @@ class Route:
                 f"{self.weights.dtype} weights: cast one of them"
             )
         flat = rows_ND.reshape(len(self), _width(rows_ND))
-        summed = _move(flat, self.weights if weighted else None, self._plan, out=False)
+        summed = move(flat, self.weights if weighted else None, self._plan, out=False)
         return summed.reshape(self.num_inputs, *rows_ND.shape[1:])
 
     def to_dense(self) -> Tensor:
@@ -392,73 +382,6 @@ class Route:
         """The same route with weights that carry no gradient."""
         weights = self.weights.detach()
         return Route(self.inputs, self.branches, weights, self.num_inputs, self.num_branches)
-
-
-class _Move(torch.autograd.Function):
-    """Rows of inputs (T, D) `out` to pairs (N, D) in branch order, or back, summed by input.
-
-    Each row is multiplied by its pair's weight, if there are weights. The two directions are each
-    other's transpose, so the gradient of one is the other.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor | None, plan: _Plan, out: bool) -> Tensor:
-        ctx.plan, ctx.out = plan, out
-        ctx.save_for_backward(x if weights is not None else None, weights)
-        if not out:
-            return _bags(x, plan.inverse, plan.input_offsets, weights)
-        if weights is None:
-            return x.index_select(0, plan.inputs)
-        one_each = torch.arange(len(weights) + 1, device=x.device)
-        return _bags(x, plan.inputs, one_each, weights.index_select(0, plan.order))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad,), (x, weights), plan = grads, ctx.saved_tensors, ctx.plan
-        grad_x = grad_weights = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _move(grad, weights, plan, out=not ctx.out)
-        if ctx.needs_input_grad[1]:
-            at_inputs, at_pairs = (x, grad) if ctx.out else (grad, x)
-            sent = _move(at_inputs, None, plan, out=True)
-            # In place, because fresh memory is what takes the time here.
-            grad_weights = sent.mul_(at_pairs).sum(-1).index_select(0, plan.inverse)
-        return grad_x, grad_weights, None, None
-
-
-def _move(x: Tensor, weights: Tensor | None, plan: _Plan, *, out: bool) -> Tensor:
-    moved: Tensor = _Move.apply(x, weights, plan, out)  # type: ignore[no-untyped-call]
-    return moved
-
-
-def _bags(rows: Tensor, index: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
-    """Sums of rows[index] between offsets: one pass, many times faster on a CPU than a scatter."""
-    if 0 in rows.shape or len(index) == 0:  # the kernel does not take empty tables
-        return rows.new_zeros(len(offsets) - 1, rows.shape[1])
-    return embedding_bag(
-        index,
-        rows.contiguous(),
-        offsets,
-        mode="sum",
-        per_sample_weights=weights,
-        include_last_offset=True,
-    )
-
-
-def _count(ids: Tensor, size: int) -> Tensor:
-    """How often each of 0..size-1 occurs; bincount would make the host wait for a GPU."""
-    return ids.new_zeros(size).scatter_add_(0, ids, torch.ones_like(ids))
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-def _narrow(size: int) -> torch.dtype:
-    """The narrowest integer type that holds 0..size-1."""
-    if size <= 2**8:
-        return torch.uint8
-    return torch.int16 if size <= 2**15 else torch.int64
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -48,7 +48,7 @@ def provenance(found: Measurement) -> str:
     """When, where and how long, in one line."""
     seeds = ", ".join(str(seed) for seed in found.seeds)
     return (
-        f"Measured {found.date}, seeds {seeds}, {found.seconds:g} s in all, "
+        f"Measured {found.date}, seeds {seeds}, {found.seconds:g} s of CPU time in all, "
         f"torch {found.torch}, {found.machine}."
     )
 
@@ -64,7 +64,7 @@ that was fixed before the first full run. A status is one of:
 
 - **holds**: the criterion was met, over all seeds.
 - **does not hold here**: it was not. At this scale, that is a result like any other.
-- **mechanism only**: what the system does is tested; what it gains cannot be measured at this scale.
+- **mechanism only**: what the system does is tested; what it gains cannot be measured so small.
 - **not run**: there is no measurement yet.
 
 "Measured before a change" means that the criterion or the claim's file is not what it was when

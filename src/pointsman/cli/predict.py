@@ -44,7 +44,7 @@ def command(policy: Path, data: str, out: Path | None) -> None:
     ):
         rows.writerow([names[label], f"{sure:.4f}", loaded.stage_names[stage], f"{cost:.6g}"])
     if out is None:  # as UTF-8 whatever the terminal's encoding: a class keeps its name
-        click.get_binary_stream("stdout").write(text.getvalue().encode())
+        click.echo(text.getvalue().encode(), nl=False)
         return
     try:
         write_atomically(out, text.getvalue())

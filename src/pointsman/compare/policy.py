@@ -30,7 +30,7 @@ from pointsman.run.staged import State
 
 FORMAT, VERSION = "pointsman-policy", 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Policy:
         stage_names: S names.
         costs: per stage and input.
         specs: the networks, by name; their stages, in this order, are the policy's.
-        modules: the same networks, built.
+        modules: the same networks, built and in evaluation mode.
         preparation: of raw inputs.
         data: what inputs it takes: name, kind, shape, columns, classes.
         certificate: as in the results.
@@ -98,8 +98,6 @@ class Policy:
                 f"{', '.join(map(str, shape))}), got {tuple(x.shape)}"
             )
         per_stage, parts = self.costs.per_stage(self.thresholds), []
-        for module in self.modules.values():
-            module.eval()
         with torch.no_grad():
             for start in range(0, max(len(x), 1), ROWS_AT_ONCE):
                 inputs = self.preparation.inputs(x[start : start + ROWS_AT_ONCE])

@@ -81,7 +81,10 @@ def fit(
         module.parameters(), recipe.rate, weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.rate, total_steps=epochs * batches, pct_start=recipe.warmup
+        optimiser,
+        recipe.rate,
+        total_steps=max(epochs * batches, 10),  # it divides by zero where the warmup is one step
+        pct_start=recipe.warmup,
     )
     done, seconds = _restore(checkpoint, module, optimiser, schedule)
     saved_at = time.monotonic()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 EPSILONS = (0, 0.01, 0.02, 0.05)
 FIRST, LAST = "epsilon=1", "threshold=inf"  # the knobs at which one member answers everything
-NOISE, UPDATES = 0.4, 1500
+NOISE, UPDATES, HEAD_UPDATES = 0.4, 1500, 500
 
 
 def quick() -> None:
@@ -170,11 +170,11 @@ def _trained_from_back_to_front(seed: int, clean: "Part") -> "EarlyExit":
         last = nn.Sequential(stage(16, 32, nn.MaxPool2d(2)), nn.Flatten(), nn.Linear(128, 10))
         stages = [stage(1, 8, one), stage(8, 16, two), last]
         net = EarlyExit(stages, at=[0, 1], example=clean.x[:1], heads=[head(8), head(16)])
-    testbeds.fit(net.backbone, clean, seed=seed, updates=UPDATES, noise=NOISE)
+    testbeds.fit(net.backbone, clean, seed=seed, updates=UPDATES, noise=NOISE, batch=64)
     net.backbone.requires_grad_(False)
     for s in (1, 0):
         member = nn.Sequential(*net.segments[: s + 1], net.heads[s])
-        testbeds.fit(member, clean, seed=seed, updates=UPDATES, noise=NOISE)
+        testbeds.fit(member, clean, seed=seed, updates=HEAD_UPDATES, noise=NOISE, batch=64)
     return net
 
 
