@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,10 +27,13 @@ from pointsman.frontier.table import results_table
 
 
 class Bar:
-    """A progress bar over all training, on standard error."""
+    """A progress bar over all training, on standard error, below a few lines of heading.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Nothing is shown before the work is planned, so that a refusal stands alone.
+    """
+
+    def __init__(self, console: Console, heading: Sequence[str]) -> None:
+        self.console, self.heading = console, heading
         self.bar = Progress(
             TextColumn("{task.description:<32}"),
             BarColumn(),
@@ -42,7 +46,6 @@ class Bar:
         self.task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self.bar.start()
         return self
 
     def __exit__(
@@ -51,10 +54,14 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        if self.task is not None:
+            self.bar.stop()
 
     def plan(self, total: float) -> None:
         """How much work there is in all."""
+        for line in self.heading:
+            self.console.print(line)
+        self.bar.start()
         self.task = self.bar.add_task("starting", total=total)
 
     def begin(self, name: str) -> None:
@@ -139,15 +146,15 @@ def command(
     request.check("features")
     dataset = load(data, target=target, rows=rows, large=large, seed=seed)
     folder = out or Path(f"pointsman-{dataset.name}")
-    notes.print(
+    heading = [
         f"{dataset.name}: {len(dataset.given['train']):,} rows of {dataset.kind}"
         + (f", {dataset.note}" if dataset.note else "")
-    )
+    ]
     skipped = [way for way in chosen if way not in request.check(dataset.kind).ways]
     if skipped:
-        notes.print(f"not offered for {dataset.kind}: {', '.join(skipped)}")
+        heading.append(f"not offered for {dataset.kind}: {', '.join(skipped)}")
     try:
-        with Bar(notes) as bar:
+        with Bar(notes, heading) as bar:
             found = compare(dataset, request, folder, resume=resume, progress=bar)
     except KeyboardInterrupt:
         begun = (folder / FOLDER).is_dir()

@@ -115,15 +115,18 @@ def _check_size(data: Dataset) -> None:
     if data.kind == "text":
         return
     counts = np.bincount(train.y, minlength=len(data.classes))
+    target = data.source.get("target")
+    where = "" if target is None else f" in the label column {target!r}"
+    other = "" if target is None else ", or name another label column with --target"
     if np.count_nonzero(counts) < 2:
         raise InputError(
             f"{data.name}: at least two classes are needed to classify, found only "
-            f"{data.classes[int(counts.argmax())]!r}: is this the label column?"
+            f"{data.classes[int(counts.argmax())]!r}{where}: bring rows of another class{other}"
         )
     if counts.min() < LEAST_ROWS_A_CLASS:
         rarest = int(counts.argmin())
         raise InputError(
             f"{data.name}: every class needs at least {LEAST_ROWS_A_CLASS} rows to appear in every "
-            f"part, class {data.classes[rarest]!r} has {counts[rarest]}: merge or leave out rare "
-            "classes"
+            f"part, class {data.classes[rarest]!r}{where} has {counts[rarest]}: merge or leave out "
+            "rare classes"
         )

@@ -45,7 +45,7 @@ from pointsman.compare.ways import (
 from pointsman.cost import Cost, compare_latency
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
 
-MOST_EPOCHS = 3  # a way may pass over the data so many times as often as the ladder does
+MOST_EPOCHS = 3  # times the passes over the data that the ladder's largest member makes
 LATENCY_BATCH = 64
 MEASURED_ROWS = 2048
 
@@ -199,22 +199,21 @@ class _Comparison:
     # ── training ────────────────────────────────────────────────────────────────────────────────
 
     def _plan(self) -> list[Job]:
-        """The ladder, and one network for each way, none with a larger budget than the ladder's
-        largest member had."""
+        """The ladder, and one network for each way: all with the training FLOPs of the ladder's
+        largest member, as far as MOST_EPOCHS allows, so that no line on the chart is better trained
+        than another.
+        """
         rows, epochs = len(self.bench.parts["train"]), self.task.epochs
-        ladder = [
-            Job(spec["name"], "ladder", spec, epochs, training_flops(spec) * rows)
-            for spec in self.task.ladder
+        named = [("ladder", spec["name"], spec) for spec in self.task.ladder]
+        named += [
+            (way, way, spec) for way, spec in self.task.networks.items() if way in self.request.ways
         ]
-        budget = max(job.flops for job in ladder) * epochs
-        jobs = list(ladder)
-        for way in ("exits", "nested", "moe"):
-            if way in self.request.ways:
-                spec = self.task.networks[way]
-                flops = training_flops(spec) * rows
-                passes = min(MOST_EPOCHS * epochs, max(1, round(budget / flops)))
-                jobs.append(Job(way, way, spec, passes, flops))
-        return jobs
+        flops = [training_flops(spec) * rows for _, _, spec in named]
+        budget = max(flops[: len(self.task.ladder)]) * epochs
+        return [
+            Job(name, way, spec, min(MOST_EPOCHS * epochs, max(1, round(budget / work))), work)
+            for (way, name, spec), work in zip(named, flops, strict=True)
+        ]
 
     def _train(self, job: Job) -> Trained:
         self.progress.begin(f"training {job.name}")
