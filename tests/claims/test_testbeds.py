@@ -50,5 +50,5 @@ def test_building_a_network_leaves_the_global_generator_alone():
 def test_training_learns():
     data = testbeds.digits(0)
     net = testbeds.mlp(64, 32, 10, seed=0)
-    testbeds.fit(net, data.train, seed=0, updates=150)
+    testbeds.fit(net, data.train, seed=0, updates=80, rate=1e-2)
     assert testbeds.accuracy(net(data.test.x), data.test.y) > 0.9

@@ -86,7 +86,7 @@ def test_text_trains_on_other_files_than_it_tests_on(library: Path) -> None:
 def test_text_windows_have_the_context_and_the_byte_after(
     library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = {"train": 50, "validation": 7, "calibration": 11, "test": 13}
+    counts = {"train": 120, "validation": 7, "calibration": 11, "test": 13}
     monkeypatch.setattr(builtin, "TEXT_WINDOWS", counts)
     data = builtin.text()
     for name, part in data.given.items():

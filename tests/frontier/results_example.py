@@ -15,6 +15,9 @@ Json = dict[str, Any]
 
 MLPS = (("mlp 16", 0.942, 0.0024), ("mlp 64", 0.962, 0.0176), ("mlp 256", 0.971, 0.0381))
 REFERENCE = ("mlp 256-256", 0.9755, 0.176)
+HOSTILE = (
+    '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">'
+)
 
 
 def features() -> Json:
@@ -197,6 +200,21 @@ def crowded() -> Json:
     results["pick"] |= {"knob": point["knob"], "quality": point["quality"], "cost": point["cost"],
                         "saved": 1 - point["cost"] / REFERENCE[2]}  # fmt: skip
     results["oracle"] = {"quality": 1.0, "cost": 0.0029}
+    return results
+
+
+def hostile_texts() -> Json:
+    """Digits, with markup that would run a script in every text that data can give."""
+    results = features()
+    results["ways"][1]["points"][0]["knob"] = HOSTILE
+    results["ways"][1]["title"] = HOSTILE
+    results["reference"] |= {"name": HOSTILE, "unit": HOSTILE}
+    results["metric"]["name"] = HOSTILE
+    results["data"] |= {"classes": [HOSTILE], "name": HOSTILE, "note": HOSTILE}
+    results["trained"][0]["name"] = HOSTILE
+    results["certificate"]["words"] = HOSTILE
+    results["made_by"]["command"] = HOSTILE
+    results["pick"]["shares"] = {HOSTILE: 1.0}
     return results
 
 

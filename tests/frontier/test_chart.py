@@ -15,15 +15,7 @@ from results_example import VARIANTS, crowded, features, text, with_pick
 
 from pointsman.errors import InputError
 from pointsman.frontier import chart
-from pointsman.frontier.table import read
-
-# what a person sees who lacks one kind of cone, in linear RGB (Machado, Oliveira, Fernandes 2009)
-VISION = {
-    "all cones": np.eye(3),
-    "protan": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.052]],
-    "deutan": [[0.3673, 0.8606, -0.2279], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9690]],
-    "tritan": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
-}  # fmt: skip
+from pointsman.frontier.reading import read
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
@@ -166,48 +158,6 @@ def test_no_text_overlaps_another_or_leaves_the_figure(drawn, layout):
     for (name, one), (other, two) in itertools.combinations(boxes, 2):
         apart = one.x1 <= two.x0 or two.x1 <= one.x0 or one.y1 <= two.y0 or two.y1 <= one.y0
         assert apart, f"{name!r} overlaps {other!r}"
-
-
-def test_known_ways_keep_their_colour_and_unknown_ones_get_a_free_one():
-    first, second = features(), features()
-    second["ways"] = [*second["ways"][2:], {**second["ways"][0], "name": "new kind"}]
-    styles = [
-        {way.name: chart.way_style(way, ways) for way in ways}
-        for ways in (read(first).ways, read(second).ways)
-    ]
-    assert all(styles[1][name] == styles[0][name] for name in ("exits", "nested", "moe"))
-    assert styles[1]["new kind"] not in styles[0].values()
-
-
-@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
-def test_colours_of_the_known_ways_stay_apart_for_every_kind_of_vision(mode):
-    colours = [chart.PALETTE[f"way-{style}"][mode] for style in chart.FIXED_STYLE.values()]
-    for name, cones in VISION.items():
-        seen = [_lab(np.asarray(cones) @ _linear(colour)) for colour in colours]
-        for one, two in itertools.combinations(range(len(seen)), 2):
-            far = np.linalg.norm(seen[one] - seen[two])
-            assert far > 12, (name, colours[one], colours[two])
-
-
-@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
-def test_every_colour_can_be_told_from_the_paper(mode):
-    paper = _linear(chart.PALETTE["paper"][mode]) @ [0.2126, 0.7152, 0.0722]
-    for role, colours in chart.PALETTE.items():
-        light = _linear(colours[mode]) @ [0.2126, 0.7152, 0.0722]
-        contrast = (max(light, paper) + 0.05) / (min(light, paper) + 0.05)
-        least = {"ink": 7, "muted": 4.5}.get(role, 3)
-        assert contrast >= least or role in ("paper", "grid", "band"), role
-
-
-def _linear(colour: str) -> np.ndarray:
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-
-def _lab(rgb: np.ndarray) -> np.ndarray:
-    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    x, y, z = np.cbrt(np.asarray(to_xyz) @ np.clip(rgb, 0, 1) / [0.9505, 1, 1.089])
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def test_saved_files_are_a_sharp_png_and_a_well_formed_svg_with_the_ids(tmp_path):

@@ -87,7 +87,7 @@ def measure(
         raise InputError(f"{claim.slug} has no full run: its mechanism alone is checked")
     if not seeds:
         raise InputError("a claim is measured over at least one seed, got none")
-    start = time.process_time()
+    start, code = time.process_time(), digest(claim)  # of what runs, not of a later edit
     figures: list[Figures] = []
     with _one_thread():
         for seed in seeds:
@@ -98,7 +98,7 @@ def measure(
         slug=claim.slug,
         status="holds" if claim.decide(figures) else "does not hold here",
         criterion=claim.criterion,
-        digest=digest(claim),
+        digest=code,
         seeds=tuple(seeds),
         figures=tuple(figures),
         mean={name: _round(mean(figures, name)) for name in figures[0]},
@@ -160,6 +160,20 @@ def digest(claim: Claim) -> str:
 def path_of(claim: Claim, folder: Path = FOLDER) -> Path:
     """Where a claim's measurement lies, or would."""
     return folder / f"{claim.slug}.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there before is as it was.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read(claim: Claim, folder: Path = FOLDER) -> Measurement | None:

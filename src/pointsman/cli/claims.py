@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pointsman.claims import CLAIMS, Claim, Measurement, Standing, find, measure
 from pointsman.claims.frame import SEEDS
-from pointsman.claims.measuring import path_of
+from pointsman.claims.measuring import path_of, write_whole
 from pointsman.claims.tables import document, grid, key_figures, provenance
 from pointsman.errors import InputError
 
@@ -69,11 +69,9 @@ def run(name: str, full: bool, as_json: bool) -> None:
 )
 def docs(out: Path) -> None:
     """Write the page of all claims from their measured results."""
-    from pointsman.compare.state import write_atomically
-
     text = document(Standing.of(claim) for claim in CLAIMS)
     try:
-        write_atomically(out, text)
+        write_whole(out, text)
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror}): run this in the repository, or give --out"
@@ -115,11 +113,9 @@ def _measured(claim: Claim, notes: Console) -> Measurement:
 
 def _recorded(claim: Claim, found: Measurement) -> str:
     """Record a measurement beside the claims, where that folder can be written."""
-    from pointsman.compare.state import write_atomically
-
     path = path_of(claim)
     try:
-        write_atomically(path, found.to_json())
+        write_whole(path, found.to_json())
     except OSError as error:
         return f"not recorded: {path} cannot be written ({error.strerror})"
     return f"recorded: {path}"

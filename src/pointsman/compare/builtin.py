@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from pointsman.compare.data import Array, Dataset, Part
 
 CONTEXT = 128  # bytes of text that a language model sees
-TEXT_WINDOWS = {"train": 12_000, "validation": 1_000, "calibration": 3_000, "test": 3_000}
+TEXT_WINDOWS = {"train": 10_000, "validation": 1_000, "calibration": 2_000, "test": 2_000}
 
 
 def digits() -> Dataset:

@@ -1,5 +1,6 @@
 """Data from files: CSV and Parquet tables with a label column, and NPZ arrays."""
 
+import csv
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -124,32 +125,44 @@ def read_table(path: Path, rows: int | None = None, seed: int = 0) -> Any:
     import pandas as pd
 
     try:
+        names = _header(path)
+        _check_names(path, names)
         frame = _sampled(_chunks(path, rows), rows, seed)
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: a .csv file is read as UTF-8, which this is not ({error.reason}): save it "
             "as UTF-8"
         ) from error
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+    except (
+        csv.Error,
+        pd.errors.EmptyDataError,
+        pd.errors.ParserError,
+        pd.errors.ParserWarning,
+    ) as error:
         raise InputError(
             f"{path}: this is not a table with a header line and as many cells in every row "
             f"({_reason(error)})"
         ) from error
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be read as {path.suffix} ({_reason(error)})") from error
-    columns = _header(path) if path.suffix.lower() == ".csv" else list(map(str, frame.columns))
-    if len(set(columns)) != len(columns):
-        twice = next(name for name in columns if columns.count(name) > 1)
+    # A frame that was saved with an index gets it back, so that it has fewer columns than the file.
+    frame.columns = names if len(names) == frame.shape[1] else list(map(str, frame.columns))
+    return frame
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise InputError(
             f"{path}: column names must differ, {twice!r} is there twice: rename one of them"
         )
-    if "" in columns:
+    if "" in names:
         raise InputError(
-            f"{path}: every column needs a name, column {columns.index('') + 1} has none (a saved "
+            f"{path}: every column needs a name, column {names.index('') + 1} has none (a saved "
             "row number is no feature): name it or leave it out"
         )
-    frame.columns = columns
-    return frame
 
 
 def _sampled(chunks: Iterator[Any], rows: int | None, seed: int) -> Any:
@@ -195,10 +208,12 @@ def _chunks(path: Path, rows: int | None) -> Iterator[Any]:
 
 def _header(path: Path) -> list[str]:
     """The names as they stand in the file: pandas makes equal ones different."""
-    import pandas as pd
+    import pyarrow.parquet as parquet
 
-    names = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    return [str(name) for name in names.iloc[0]]
+    if path.suffix.lower() == ".parquet":
+        return list(parquet.read_schema(path).names)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return next((row for row in csv.reader(file) if row), [])
 
 
 def _reason(error: BaseException) -> str:
@@ -221,6 +236,11 @@ def numbers(path: Path, frame: Any) -> Array:
     Raises:
         InputError: naming the first cell that is missing, infinite or not a number.
     """
+    if all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in frame.dtypes):
+        with np.errstate(over="ignore"):
+            found: Array = np.ascontiguousarray(frame.astype(np.float32).to_numpy())
+        if np.isfinite(found).all():
+            return found
     columns = []
     for name in frame.columns:
         column = _numeric(frame[name])

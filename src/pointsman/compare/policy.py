@@ -6,6 +6,7 @@ Loading runs no code from the file and believes nothing that its digests do not 
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -151,13 +152,14 @@ class Policy:
         return tensors
 
 
-def load_policy(folder: Path) -> Policy:
-    """Read a saved policy.
+def load_policy(folder: str | os.PathLike[str]) -> Policy:
+    """Read a saved policy from its folder.
 
     Raises:
         PolicyError: it is not there, not whole, changed since it was written, or of a newer
             version.
     """
+    folder = Path(folder)
     description, weights = _read(folder / DESCRIPTION), _read(folder / WEIGHTS)
     try:
         document = json.loads(description)

@@ -19,17 +19,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pointsman.frontier.chart import (
-    GLYPHS,
-    PALETTE,
-    Layout,
-    caption,
-    draw,
-    replace_file,
-    to_svg,
-    way_style,
-)
-from pointsman.frontier.table import OperatingPoint, Reading, Results, figure, read, share
+from pointsman.frontier.chart import Layout, caption, draw, replace_file, to_svg
+from pointsman.frontier.reading import OperatingPoint, Reading, Results, figure, read, share
+from pointsman.frontier.style import GLYPHS, PALETTE, way_style
 
 SPLITS = {
     "train": "fits the models",

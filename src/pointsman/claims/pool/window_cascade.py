@@ -177,7 +177,7 @@ CLAIM = Claim(
     arxiv="2303.08010",
     level="pool",
     claim="Where inputs may be rejected, passing on only those near the threshold of rejection "
-    "gets most of an ensemble's gain at a fraction of its second member's cost.",
+    "gets more of an ensemble's gain than passing on as many others, at a fraction of its cost.",
     baseline="One-sided deferral of the least confident, and deferral at random, of the same share "
     "of inputs; a single member and the whole ensemble as the ends.",
     criterion="With two members of one size, risk at 80% coverage on the test part and about 20% "

@@ -126,7 +126,7 @@ def _text(data: Dataset, rows: int) -> Task:
     return Task(
         BITS_PER_BYTE,
         Recipe(batch=32, rate=4e-3, weight_decay=0.05),
-        epochs=max(1, min(8, 24_000 // rows)),
+        epochs=max(1, min(8, 20_000 // rows)),
         ladder=tuple(
             {**base, "form": "dense", "name": f"transformer {w}x{n}", "width": w, "layers": n}
             for w, n in text.LADDER

@@ -1,0 +1,151 @@
+"""What a run keeps on disk: one at a time, whole or not at all, and only the same goes on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pointsman.compare.state import State, write_atomically
+from pointsman.errors import InputError
+
+ASKED = {"data": "abc", "seed": 0, "command": "pointsman compare d"}
+
+
+def begun(out: Path, *, resume: bool = False, **changes: object) -> State:
+    with State(out).claimed() as state:
+        state.begin({**ASKED, **changes}, resume=resume)
+        state.checkpoint("mlp 8").write_bytes(b"work")
+    return state
+
+
+def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), State(tmp_path / "a" / "b").claimed() as state:
+        state.begin(ASKED, resume=False)
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with State(tmp_path / "mine").claimed():
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+
+
+def test_an_unfinished_run_is_not_thrown_away(tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    with pytest.raises(InputError, match="holds an unfinished run: add --resume .*or remove"):
+        begun(tmp_path / "out")
+    begun(tmp_path / "out", resume=True)
+    state = begun(tmp_path / "out", resume=True, command="pointsman compare d --json")
+    state.finish()
+    begun(tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"data": "xyz"}, {"seed": 2, "data": "q"}])
+def test_other_options_do_not_continue_a_run(change: dict[str, object], tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    names = ", ".join(sorted(change))
+    with pytest.raises(InputError, match=rf"differs in {names}: repeat its options \(pointsman"):
+        begun(tmp_path / "out", resume=True, **change)
+    assert (tmp_path / "out" / "unfinished" / "mlp_8.pt").exists()
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no unfinished run to resume: leave out --resume"):
+        begun(tmp_path / "new" / "out", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "out").folder
+    (folder / "mlp_8.pt").unlink()
+    begun(tmp_path / "out")
+    (folder / "mlp_8.pt").unlink()
+    begun(tmp_path / "out", resume=True)
+
+
+def test_old_checkpoints_without_a_request_are_not_used(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "out").folder
+    (folder / "request.json").unlink()
+    with State(tmp_path / "out").claimed() as state:
+        state.begin(ASKED, resume=False)
+        assert not state.checkpoint("mlp 8").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff{", b"7"])
+def test_a_damaged_request_is_named(content: bytes, tmp_path: Path) -> None:
+    folder = begun(tmp_path / "out").folder
+    (folder / "request.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"request.json: the unfinished run is damaged: remove"):
+        begun(tmp_path / "out", resume=True)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pointsman.compare.state import State\n"
+        "with State(Path(sys.argv[1])).claimed(): print('in', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(InputError, match="another run is writing here: wait for it"):
+            begun(tmp_path / "out")
+        other.communicate(b"")
+    begun(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["unfinished"]
+
+
+def test_a_lock_left_by_a_killed_run_does_not_hold(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    begun(tmp_path / "out")
+
+
+def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null/x")):
+        with pytest.raises(InputError, match="cannot be written there .*choose another --out"):
+            begun(out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    write_atomically(path, "one")
+    write_atomically(path, b"two")
+    assert path.read_text() == "two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_replaced_keeps_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    path.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
