@@ -1,6 +1,8 @@
 """The frame: what a claim must say, statuses, staleness, what is recorded, near names."""
 
+import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -41,7 +43,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
-    key=("ours: accuracy",),
+    key={"ours": "ours: accuracy"},
 )
 
 
@@ -102,7 +104,7 @@ def test_figures_that_are_no_figures_are_refused(wrong):
 
 
 def test_every_seed_must_give_the_same_figures():
-    changing = replace(CLAIM, key=(), full=lambda seed: {f"{seed}: a": 1.0})
+    changing = replace(CLAIM, key={}, full=lambda seed: {f"{seed}: a": 1.0})
     with pytest.raises(ValueError, match="same figures"):
         measure(changing)
 
@@ -175,7 +177,20 @@ def test_another_criterion_than_was_measured_is_said(tmp_path):
     assert moved.as_dict()["measured_before_a_change"]
 
 
-SOURCE = '"""What was settled."""\n\nLIMIT = 1\n\n\ndef quick():\n    """Check."""\n'
+SOURCE = '''"""What was settled."""
+
+LIMIT = 1
+
+
+def quick():
+    """Check."""
+
+
+CLAIM = dict(
+    claim="Better.",
+    quick=quick,
+)
+'''
 
 
 @pytest.mark.parametrize(
@@ -184,18 +199,20 @@ SOURCE = '"""What was settled."""\n\nLIMIT = 1\n\n\ndef quick():\n    """Check."
         ("LIMIT = 1", "LIMIT = 2", True),
         ("What was settled.", "What was settled,\nat length.", False),
         ("LIMIT = 1", "LIMIT = 1  ", False),
+        ("Better.", "Much better.", False),
+        ("Check.", "Check it.", True),
     ],
 )
-def test_the_digest_follows_the_code_but_not_the_docstring(tmp_path, monkeypatch, old, new, stale):
+def test_the_digest_follows_the_code_but_not_its_words(tmp_path, monkeypatch, old, new, stale):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "a_claim_file.py"
     file.write_text(SOURCE)
-    module = __import__("a_claim_file")
+    module = importlib.import_module("a_claim_file")
     claim = replace(CLAIM, quick=module.quick)
     before = digest(claim)
     file.write_text(SOURCE.replace(old, new))
     assert (digest(claim) != before) == stale
-    monkeypatch.delitem(__import__("sys").modules, "a_claim_file")
+    monkeypatch.delitem(sys.modules, "a_claim_file")
 
 
 # ---------------------------------------------------------------- tables
@@ -220,8 +237,8 @@ def test_the_page_shows_claim_criterion_status_and_figures():
 
 def test_key_figures_are_those_that_were_measured():
     found = measure(CLAIM)
-    other = replace(CLAIM, key=("ours: accuracy", "ours: grace"))
-    assert key_figures(Standing(other, found)) == [("ours: accuracy", cell(found, CLAIM.key[0]))]
+    other = replace(CLAIM, key={"ours": "ours: accuracy", "theirs": "theirs: grace"})
+    assert key_figures(Standing(other, found)) == [("ours", cell(found, "ours: accuracy"))]
     assert key_figures(Standing(other, None)) == []
 
 
@@ -256,7 +273,7 @@ def test_a_record_says_what_its_figures_say(claim):
     if found is None or claim.decide is None:
         pytest.skip("not measured yet")
     standing = Standing.of(claim)
-    assert set(claim.key) <= set(found.mean)
+    assert set(claim.key.values()) <= set(found.mean)
     assert len(found.seeds) == len(found.figures) >= 3
     for name, value in found.mean.items():
         assert fmean(seed[name] for seed in found.figures) == pytest.approx(value, abs=1e-5)

@@ -15,7 +15,7 @@ SMALL = replace(
     find("sortednet"),
     full=lambda seed: {"ours: accuracy": 0.5 + seed / 10, "theirs: accuracy": 0.25},
     decide=lambda measurements: measurements[0]["ours: accuracy"] > 0.4,
-    key=("ours: accuracy",),
+    key={"ours": "ours: accuracy"},
 )
 
 

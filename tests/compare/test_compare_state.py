@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pointsman.compare.state import State, write_atomically
+from pointsman.compare.state import LOCK, State, write_atomically
 from pointsman.errors import InputError
 
 ASKED = {"data": "abc", "seed": 0, "command": "pointsman compare d"}
@@ -84,19 +84,17 @@ def test_a_damaged_request_is_named(content: bytes, tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from pointsman.compare.state import State\n"
-        "with State(Path(sys.argv[1])).claimed(): print('in', flush=True); sys.stdin.read()"
-    )
-    words = [sys.executable, "-c", code, str(tmp_path / "out")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"in\n"
+    out = tmp_path / "out"
+    with State(out).claimed():
         with pytest.raises(InputError, match="another run is writing here: wait for it"):
-            begun(tmp_path / "out")
-        other.communicate(b"")
-    begun(tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["unfinished"]
+            begun(out)
+        # nor does another process: the lock is the system's
+        code = "import sys, filelock; filelock.FileLock(sys.argv[1]).acquire(timeout=0)"
+        words = [sys.executable, "-c", code, str(out / LOCK)]
+        other = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert "Timeout" in other.stderr
+    begun(out)
+    assert sorted(path.name for path in out.iterdir()) == ["unfinished"]
 
 
 def test_a_lock_left_by_a_killed_run_does_not_hold(tmp_path: Path) -> None:

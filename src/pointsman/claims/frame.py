@@ -13,7 +13,7 @@ the levels) is imported inside `quick`, `full` and their helpers.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal, get_args
 
@@ -43,7 +43,7 @@ class Claim:
             raises AssertionError, see `must`.
         full: measures one seed, see `Figures`. None: the mechanism is all that can be checked here.
         decide: the criterion as a function of the figures of all seeds. None exactly if `full` is.
-        key: names of the one to three figures that a listing shows.
+        key: the two to four figures that a listing shows: short label to name of the figure.
 
     Raises:
         InputError: a slug, level or arXiv id that is none; or only one of `full` and `decide`.
@@ -60,7 +60,7 @@ class Claim:
     quick: Callable[[], None]
     full: Callable[[int], Figures] | None = None
     decide: Callable[[Sequence[Figures]], bool] | None = None
-    key: tuple[str, ...] = ()
+    key: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.slug):

@@ -134,7 +134,7 @@ def _rounded(claim: Claim, found: Figures, earlier: Sequence[Figures]) -> dict[s
                 f"{claim.slug}: a figure is a finite number named 'row: column', "
                 f"got {value} for {name!r}"
             )
-    missing = set(claim.key) - set(figures)
+    missing = set(claim.key.values()) - set(figures)
     if missing or (earlier and list(earlier[0]) != list(figures)):
         raise ValueError(
             f"{claim.slug}: every seed gives the same figures, the key ones among them, "
@@ -148,13 +148,24 @@ def _round(value: float) -> float:
 
 
 def digest(claim: Claim) -> str:
-    """Of the code in a claim's file: any change but one of the module's docstring changes it."""
+    """Of the code in a claim's file: all but the module's docstring and the words of `CLAIM`."""
     source = Path(str(sys.modules[claim.quick.__module__].__file__)).read_text(encoding="utf-8")
     lines, tree = source.splitlines(), ast.parse(source)
-    if ast.get_docstring(tree) is not None:
-        lines[tree.body[0].lineno - 1 : tree.body[0].end_lineno] = []
+    words = [node for node in tree.body if _is_words(node)]
+    for node in reversed(words):
+        lines[node.lineno - 1 : node.end_lineno] = []
     code = "\n".join(line.rstrip() for line in lines)
     return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def _is_words(node: ast.stmt) -> bool:
+    """A text that stands alone, or `CLAIM = Claim(...)`, whose criterion is compared by itself."""
+    match node:
+        case ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Assign(targets=[ast.Name(id="CLAIM")]):
+            return True
+    return False
 
 
 def path_of(claim: Claim, folder: Path = FOLDER) -> Path:
@@ -252,7 +263,7 @@ class Standing:
             "criterion": claim.criterion,
             "status": self.status,
             "measured_before_a_change": self.stale,
-            "key": list(claim.key),
+            "key": dict(claim.key),
             "mean": None if found is None else dict(found.mean),
             "spread": None if found is None else dict(found.spread),
             "measurement": None if found is None else asdict(found),

@@ -37,11 +37,12 @@ def _number(value: float) -> str:
 
 
 def key_figures(standing: Standing) -> list[tuple[str, str]]:
-    """Names and cells of the figures that a listing shows; none where nothing was measured."""
+    """Labels and cells of the figures that a listing shows; none where nothing was measured."""
     found = standing.measurement
     if found is None:
         return []
-    return [(name, cell(found, name)) for name in standing.claim.key if name in found.mean]
+    key = standing.claim.key.items()
+    return [(label, cell(found, name)) for label, name in key if name in found.mean]
 
 
 def provenance(found: Measurement) -> str:

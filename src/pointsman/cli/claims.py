@@ -123,23 +123,26 @@ def _recorded(claim: Claim, found: Measurement) -> str:
 
 def _listing(standings: list[Standing]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    table.add_column("claim", no_wrap=True)
-    table.add_column("paper", ratio=3)
-    table.add_column("level", no_wrap=True)
-    table.add_column("status", min_width=8)
-    table.add_column("key figures", ratio=4)
+    for name in ("claim\nlevel", "paper", "status", "key figures"):
+        table.add_column(Text(name), no_wrap=name != "paper", vertical="top")
     for standing in standings:
         claim = standing.claim
-        figures = (f"{name} {value}" for name, value in key_figures(standing))
+        figures = key_figures(standing)
+        width = max((len(label) for label, _ in figures), default=0)
         table.add_row(
-            Text(claim.slug, style="bold"),
-            Text(f"{claim.paper} ({claim.paper_id})"),
-            claim.level,
-            Text(standing.words, style=STYLES.get(standing.status, "dim")),
-            Text("\n".join(figures)),
+            Text.assemble((claim.slug, "bold"), f"\n{claim.level}"),
+            Text(f"{claim.paper.partition(':')[0]} ({claim.paper_id})"),
+            Text(_folded(standing), style=STYLES.get(standing.status, "dim")),
+            Text("\n".join(f"{label:<{width}}  {value}" for label, value in figures)),
             end_section=True,
         )
     return table
+
+
+def _folded(standing: Standing) -> str:
+    """The status in lines of a few words, so that its column stays narrow."""
+    words = standing.status.replace("does not hold", "does not\nhold")
+    return words + ("\nmeasured\nbefore a\nchange" if standing.stale else "")
 
 
 def _result(claim: Claim, found: Measurement) -> Table:

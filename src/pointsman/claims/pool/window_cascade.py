@@ -187,5 +187,10 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
-    key=("single: risk", "window: risk", "one-sided: risk", "ensemble: risk"),
+    key={
+        "risk, window": "window: risk",
+        "one-sided": "one-sided: risk",
+        "single": "single: risk",
+        "ensemble": "ensemble: risk",
+    },
 )

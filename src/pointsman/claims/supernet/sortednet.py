@@ -136,5 +136,9 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
-    key=("mean over widths: sorted", "mean over widths: truncated", "mean over widths: alone"),
+    key={
+        "sorted": "mean over widths: sorted",
+        "truncated": "mean over widths: truncated",
+        "alone": "mean over widths: alone",
+    },
 )

@@ -1,0 +1,189 @@
+"""The networks that compare trains: built from plain data, each with its answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pointsman.compare.data import Dataset, Part
+from pointsman.compare.networks import images
+from pointsman.compare.networks.build import (
+    build,
+    channels_last,
+    draw_width,
+    example_of,
+    loss_of,
+    stages_of,
+    training_flops,
+)
+from pointsman.compare.networks.task import Task, shift_and_flip, task_for
+from pointsman.errors import PolicyError
+from pointsman.run import run_staged
+
+
+def dataset(kind: str, *shape: int) -> Dataset:
+    dtype = np.float32 if kind == "features" else np.uint8
+    part = Part(np.zeros((200, *shape), dtype), np.arange(200) % 3)
+    return Dataset("d", kind, {"train": part}, ("a", "b", "c"))  # type: ignore[arg-type]
+
+
+TASKS = {
+    "features": task_for(dataset("features", 6), 200),
+    "two features": task_for(dataset("features", 2), 200),
+    "images 32": task_for(dataset("images", 32, 32, 3), 200),
+    "images 8": task_for(dataset("images", 8, 8, 1), 200),
+    "images 4": task_for(dataset("images", 4, 4, 1), 200),
+    "images 1": task_for(dataset("images", 1, 1, 4), 200),
+    "images 2x30": task_for(dataset("images", 2, 30, 3), 200),
+    "text": task_for(dataset("text", 17), 200),
+}
+SPECS = [
+    pytest.param(spec, id=f"{kind}: {spec.get('name', spec['form'])}")
+    for kind, task in TASKS.items()
+    for spec in (*task.ladder[:2], *task.networks.values())
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_network_is_plain_data_and_answers_in_every_stage(spec: Any) -> None:
+    assert json.loads(json.dumps(spec)) == spec
+    torch.manual_seed(0)
+    module = channels_last(build(json.loads(json.dumps(spec)))).eval()
+    stages = stages_of(spec, module)
+    names = [name for name, _ in stages]
+    assert len(set(names)) == len(names)
+    state = example_of(spec, rows=5)
+    with torch.no_grad():
+        for _, stage in stages:
+            state = stage.advance(state) if stage.advance is not None else state
+            logits = stage.answer(state)
+            expected = (5, 16, 256) if spec["kind"] == "text" else (5, 3)
+            assert logits.shape == expected
+            assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_part_of_a_network_is_trained(spec: Any) -> None:
+    torch.manual_seed(0)
+    module = build(spec).train()
+    x = example_of(spec, rows=24)
+    x = torch.randint(0, 255, x.shape, dtype=torch.uint8) if spec["kind"] == "text" else x
+    x = x if spec["kind"] == "text" else torch.randn(x.shape)
+    y = torch.randint(0, 3, (24, 16) if spec["kind"] == "text" else (24,))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):  # several widths and numbers of experts are drawn
+        loss_of(spec, module, x, y, generator).backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_ladder_climbs_in_cost(task: Task) -> None:
+    flops = [training_flops(spec) for spec in task.ladder]
+    assert flops == sorted(flops)
+    assert len(set(flops)) == len(flops)
+    assert task.epochs >= 1
+
+
+def test_routed_networks_spend_more_with_more_experts() -> None:
+    from pointsman.compare.ways import stage_costs
+
+    for kind in ("features", "images 8", "text"):
+        for form in ("moe", "nested"):
+            spec = TASKS[kind].networks[form]
+            module = build(spec).eval()
+            stages = [stage for _, stage in stages_of(spec, module)]
+            costs = stage_costs(stages, example_of(spec, rows=8), "MFLOPs").answer.amount
+            assert (np.diff(np.asarray(costs)) > 0).all()
+
+
+def test_narrow_widths_are_drawn_alike_and_the_whole_more_often() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_width([0.25, 0.5, 1.0], generator) for _ in range(4_000)]
+    shares = {width: drawn.count(width) / 4_000 for width in (0.25, 0.5, 1.0)}
+    assert shares[1.0] == pytest.approx(0.4, abs=0.03)
+    assert shares[0.25] == pytest.approx(0.3, abs=0.03)
+    assert draw_width([1.0], generator) == 1.0
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"kind": "features"},
+        {"kind": "features", "form": "dense", "inputs": 3},
+        {"kind": "text", "form": "exits"},
+        {"kind": "features", "form": "dense", "inputs": "3", "classes": 2, "hidden": [3]},
+    ],
+)
+def test_a_description_of_no_network_is_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="no network is known by the description"):
+        build(spec)
+
+
+@pytest.mark.parametrize(("side", "halvings"), [(1, 0), (4, 0), (6, 0), (8, 1), (16, 2), (32, 3)])
+def test_images_are_halved_until_they_are_small(side: int, halvings: int) -> None:
+    assert images.stages(side) == halvings
+    assert images.stages(10_000) == 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 30), (8, 8), (32, 32), (40, 3)])
+def test_augmented_images_are_shifted_and_mirrored(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.arange(64.0)[:, None, None, None] + torch.rand(64, 2, *size)
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = shift_and_flip(x, generator)
+    assert found.shape == x.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.flatten(1).min(1).values.floor(), torch.arange(64.0))
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    x = torch.arange(8.0).expand(1_000, 1, 8, 8).contiguous()
+    found = shift_and_flip(x, torch.Generator().manual_seed(0))
+    rising = (found[:, 0, 4, 5] > found[:, 0, 4, 3]).float().mean()
+    assert 0.44 < float(rising) < 0.56
+
+
+def test_a_position_of_text_sees_only_what_came_before() -> None:
+    for spec in (TASKS["text"].ladder[0], *TASKS["text"].networks.values()):
+        module = build(spec).eval()
+        x = torch.randint(0, 255, (3, 16), dtype=torch.uint8)
+        changed = x.clone()
+        changed[:, 9] += 1
+        with torch.no_grad():
+            before, after = (run(stages_of(spec, module)[0][1].answer(ids)) for ids in (x, changed))
+        torch.testing.assert_close(before[:, :9], after[:, :9])
+        assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+def run(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1)
+
+
+def test_exits_of_an_image_network_run_lazily() -> None:
+    spec = TASKS["images 32"].networks["exits"]
+    module = build(spec).eval()
+    stages = [stage for _, stage in stages_of(spec, module)]
+    x = torch.randn(20, 3, 32, 32)
+    with torch.no_grad():
+        early, late = (run_staged(stages, x, limit) for limit in (0.0, 2.0))
+    assert early.stage.tolist() == [0] * 20
+    assert late.stage.tolist() == [len(stages) - 1] * 20
+
+
+def test_channels_last_changes_no_value(tmp_path: Path) -> None:
+    spec = TASKS["images 8"].ladder[0]
+    torch.manual_seed(0)
+    one = build(spec).eval()
+    x = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        before = one(x)
+        after = channels_last(one)(x)
+    torch.testing.assert_close(before, after)
