@@ -1,6 +1,6 @@
 """The frame: what a claim must say, statuses, staleness, what is recorded, near names."""
 
-import importlib
+import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -204,15 +204,17 @@ CLAIM = dict(
     ],
 )
 def test_the_digest_follows_the_code_but_not_its_words(tmp_path, monkeypatch, old, new, stale):
-    monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "a_claim_file.py"
     file.write_text(SOURCE)
-    module = importlib.import_module("a_claim_file")
+    spec = importlib.util.spec_from_file_location("a_claim_file", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "a_claim_file", module)
+    spec.loader.exec_module(module)
     claim = replace(CLAIM, quick=module.quick)
     before = digest(claim)
+    assert old in SOURCE
     file.write_text(SOURCE.replace(old, new))
     assert (digest(claim) != before) == stale
-    monkeypatch.delitem(sys.modules, "a_claim_file")
 
 
 # ---------------------------------------------------------------- tables
