@@ -177,6 +177,12 @@ def test_another_criterion_than_was_measured_is_said(tmp_path):
     assert moved.as_dict()["measured_before_a_change"]
 
 
+def test_other_code_than_was_measured_is_said(tmp_path):
+    found = measure(CLAIM)
+    assert not Standing(CLAIM, found).stale
+    assert Standing(CLAIM, replace(found, digest="0123456789abcdef")).stale
+
+
 SOURCE = '''"""What was settled."""
 
 LIMIT = 1

@@ -115,7 +115,7 @@ def test_numbers_are_in_their_ranges(results: dict[str, Any]) -> None:
         best = max(point["quality"] for point in way["points"])
         assert (at_reference is None) == (best < results["reference"]["quality"])
     budget = max(one["tflops"] for one in results["trained"] if one["way"] == "ladder")
-    assert all(one["tflops"] <= 1.5 * budget for one in results["trained"])
+    assert all(one["tflops"] <= 1.5 * budget or one["epochs"] == 1 for one in results["trained"])
 
 
 def test_all_files_are_there_and_nothing_else(finished_run: Path) -> None:

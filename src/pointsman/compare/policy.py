@@ -31,7 +31,7 @@ from pointsman.run.staged import State
 
 FORMAT, VERSION = "pointsman-policy", 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,19 +129,26 @@ def _metrics(front: Frontier, reference: Point, ladder: Sequence[Point]) -> dict
 
 
 def write(found: Mapping[str, Any], policy: Policy, out: Path) -> None:
-    """Write the page, the chart, the policy and, last, the results; each whole or not at all.
+    """Write the page, the chart, the policy and the results: all beside, then moved in, or nothing.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    text = as_json(found)  # first: what it refuses must leave nothing behind
+    fresh = out / ".part"
     try:
-        policy.save(out / POLICY)
-        chart.save(found, out)
-        report.write(found, out / REPORT)
-        write_atomically(out / RESULTS, text)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        policy.save(fresh / POLICY)
+        chart.save(found, fresh)
+        report.write(found, fresh / REPORT)
+        write_atomically(fresh / RESULTS, as_json(found))
+        shutil.rmtree(out / POLICY, ignore_errors=True)
+        for made in sorted(fresh.iterdir(), key=lambda path: path.name == RESULTS):
+            made.replace(out / made.name)
     except OSError as error:
         raise InputError(f"{out}: results cannot be written there ({error.strerror})") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def as_json(found: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
 
 MOST_EPOCHS = 3  # times the passes over the data that the ladder's largest member makes
 LATENCY_BATCH = 64
-MEASURED_ROWS = 2048
+MEASURED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -381,7 +381,7 @@ class _Comparison:
                 "reference": lambda: _run(reference, self.bench.preparation.inputs(rows)),
             },
             warmup=1,
-            repeats=7,
+            repeats=5,
         )
         used: dict[str, Any] = {
             "shares": {
