@@ -28,12 +28,12 @@ browser:  ## Chromium from Debian, for the tests that render the report (they sk
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
-	@echo "installing (about two minutes on first use)"
+	@echo "installing, a few minutes on first use"
 	$(PIP) --editable .
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
-	@echo "installing (about two minutes on first use)"
+	@echo "installing, a few minutes on first use"
 	$(PIP) --editable ".[dev]"
 	@touch $@ .venv/.demo
 

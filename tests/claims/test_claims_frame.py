@@ -237,8 +237,16 @@ def test_figures_become_the_table_their_names_spell():
 
 def test_the_page_shows_claim_criterion_status_and_figures():
     found = measure(CLAIM)
-    page = document([Standing(CLAIM, found), Standing(replace(CLAIM, slug="another"), None)])
-    for text in (CLAIM.claim, CLAIM.criterion, "**holds**", "0.910 ± 0.010", "arxiv.org/abs/2001"):
+    noted = replace(CLAIM, note="It rained.")
+    page = document([Standing(noted, found), Standing(replace(CLAIM, slug="another"), None)])
+    for text in (
+        CLAIM.claim,
+        CLAIM.criterion,
+        "**holds**",
+        "0.910 ± 0.010",
+        "It rained.",
+        "arxiv.org/abs/2001",
+    ):
         assert text in page
     assert "| [another](#another) | On Sums (2020) | pool | not run |" in page
 

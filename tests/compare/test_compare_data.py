@@ -144,6 +144,18 @@ def test_images_become_channels_first_standardised_by_channel() -> None:
     assert_allclose(prepared[4, 0, 1, 2], expected, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_must_not_be_written_to_are_taken() -> None:
+    x, y = np.ones((9, 2), np.float32), np.zeros(9, np.int64)
+    for array in (x, y):
+        array.setflags(write=False)
+    preparation = Preparation.fit("features", x)
+    preparation.inputs(x)[0] = 3
+    preparation.targets(Part(x, y))[0] = 3
+    assert x.all()
+    assert not y.any()
+
+
 def test_text_windows_give_bytes_and_the_bytes_that_follow() -> None:
     x = np.arange(20, dtype=np.uint8).reshape(2, 10)
     preparation = Preparation.fit("text", x)

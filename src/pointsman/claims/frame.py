@@ -44,6 +44,7 @@ class Claim:
         full: measures one seed, see `Figures`. None: the mechanism is all that can be checked here.
         decide: the criterion as a function of the figures of all seeds. None exactly if `full` is.
         key: the two to four figures that a listing shows: short label to name of the figure.
+        note: what was found beside the criterion, for the page of claims; it decides nothing.
 
     Raises:
         InputError: a slug, level or arXiv id that is none; or only one of `full` and `decide`.
@@ -61,6 +62,7 @@ class Claim:
     full: Callable[[int], Figures] | None = None
     decide: Callable[[Sequence[Figures]], bool] | None = None
     key: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.slug):

@@ -108,6 +108,7 @@ def _section(standing: Standing) -> str:
         lines.append("| --- |" + " ---: |" * len(table.columns))
         lines += [f"| {_plain(name)} | {' | '.join(cells)} |" for name, cells in table.rows]
         lines += ["", provenance(found), ""]
+        lines += [f"Remark: {claim.note}", ""] if claim.note else []
     return "\n".join(lines)
 
 

@@ -35,7 +35,8 @@ class Preparation:
         """What the networks take: (n, d) or (n, C, H, W) float32, or (n, L) uint8 bytes."""
         if self.kind == "text":
             return torch.from_numpy(np.array(x[:, :-1]))
-        values = torch.from_numpy(np.ascontiguousarray(x)).float()
+        # pandas hands out read-only arrays, which torch warns of: those are copied
+        values = torch.from_numpy(np.require(x, requirements=("C", "W"))).float()
         values = (values - self.mean) / self.scale
         if self.kind == "images":
             # A view of NHWC memory in NCHW order is torch's channels_last format.
@@ -46,4 +47,4 @@ class Preparation:
         """(n,) classes, or (n, L) following bytes, int64."""
         if self.kind == "text":
             return torch.from_numpy(part.x[:, 1:].astype(np.int64))
-        return torch.from_numpy(part.y)
+        return torch.from_numpy(np.require(part.y, np.int64, ("C", "W")))

@@ -1,0 +1,111 @@
+"""`pointsman` itself: help at once, one line for an error."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import pytest
+
+from pointsman import __version__
+from pointsman.cli.main import COMMANDS, cli
+from pointsman.errors import InputError
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_lists_every_command_without_importing_any() -> None:
+    code = (
+        "import sys; sys.argv = ['pointsman', '--help']\n"
+        "from pointsman.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'sklearn', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    ran = python(code)
+    assert ran.returncode == 0, ran.stderr
+    for name, does in COMMANDS.items():
+        assert f"  {name} " in ran.stdout
+        assert does in ran.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, pointsman: Callable[..., Any]) -> None:
+    for flag in ("--help", "-h"):
+        ran = pointsman(name, flag)
+        assert ran.code == 0
+        assert ran.out.startswith(f"Usage: cli {name}")
+
+
+def test_the_version_is_told(pointsman: Callable[..., Any]) -> None:
+    assert pointsman("--version").out == f"pointsman, version {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["unknown"], ["--unknown"], ["compar", "digits"]])
+def test_an_unknown_command_shows_the_usage(words: list[str], pointsman: Callable[..., Any]) -> None:
+    ran = pointsman(*words)
+    assert ran.code == 2
+    assert "Usage: " in ran.err
+
+
+def test_an_error_is_one_line_whatever_it_quotes(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command("broken")
+    def broken() -> None:
+        raise InputError("a\nb\x1b[31mc\rdé")
+
+    monkeypatch.setattr(type(cli), "get_command", lambda *_: broken)
+    assert refused("broken") == "a b [31mc dé"
+
+
+def test_other_errors_are_not_hidden(
+    pointsman: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command("broken")
+    def broken() -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(type(cli), "get_command", lambda *_: broken)
+    with pytest.raises(RuntimeError, match="ours"):
+        pointsman("broken")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = (
+        "import sys, os; import pointsman.cli.main as m; import click\n"
+        "@click.command('many')\n"
+        "def many():\n"
+        "    for _ in range(100_000): click.echo('line')\n"
+        "type(m.cli).get_command = lambda *_: many\n"
+        "sys.argv = ['pointsman', 'many']; m.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == b"line\n"
+        run.stdout.close()
+        assert b"Traceback" not in run.stderr.read()
+
+
+def test_a_terminal_without_unicode_gets_the_table(finished_run: Any) -> None:
+    code = (
+        "import sys; from pointsman.cli.main import main\n"
+        f"sys.argv = ['pointsman', 'show', {str(finished_run / 'run')!r}]; main()"
+    )
+    ran = python(code, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert ran.returncode == 0, ran.stderr
+    assert "reference: mlp" in ran.stdout
