@@ -53,7 +53,8 @@ TABLES: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     "a rare class": (lambda t: t.assign(label=np.arange(200) // 197), "has 3: merge or leave"),
     "a number to predict": (lambda t: t.assign(label=t["f0"]), "looks like a number to predict"),
     "labels missing": (
-        lambda t: t.assign(label=t["label"].where(t.index > 0)), "column 'label' has none in data row 1"
+        lambda t: t.assign(label=t["label"].where(t.index > 0)),
+        "column 'label' has none in data row 1",
     ),
     "label alone": (lambda t: t[["label"]], "a table needs feature columns"),
 }  # fmt: skip
@@ -280,9 +281,7 @@ def test_a_killed_run_can_be_resumed(table: pd.DataFrame, pointsman: Callable[..
     assert not list(Path("pointsman-data").glob(".*"))
 
 
-def test_two_runs_do_not_share_a_folder(
-    table: pd.DataFrame, refused: Callable[..., str]
-) -> None:
+def test_two_runs_do_not_share_a_folder(table: pd.DataFrame, refused: Callable[..., str]) -> None:
     from pointsman.compare.state import State
 
     table.to_csv("data.csv", index=False)

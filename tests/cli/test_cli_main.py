@@ -53,7 +53,9 @@ def test_the_version_is_told(pointsman: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("words", [["unknown"], ["--unknown"], ["compar", "digits"]])
-def test_an_unknown_command_shows_the_usage(words: list[str], pointsman: Callable[..., Any]) -> None:
+def test_an_unknown_command_shows_the_usage(
+    words: list[str], pointsman: Callable[..., Any]
+) -> None:
     ran = pointsman(*words)
     assert ran.code == 2
     assert "Usage: " in ran.err

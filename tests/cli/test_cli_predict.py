@@ -130,14 +130,10 @@ def test_text_predicts_the_byte_that_follows(
 
 
 @pytest.mark.parametrize("name", ["policy.json", "weights.safetensors"])
-def test_a_damaged_policy_is_refused(
-    name: str, policy: Path, refused: Callable[..., str]
-) -> None:
+def test_a_damaged_policy_is_refused(name: str, policy: Path, refused: Callable[..., str]) -> None:
     content = (policy / name).read_bytes()
     for at in (0, 9, len(content) // 2, len(content) - 1):
-        (policy / name).write_bytes(
-            content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :]
-        )
+        (policy / name).write_bytes(content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :])
         assert str(policy) in refused("predict", policy, policy.parent.parent / "data.csv")
 
 

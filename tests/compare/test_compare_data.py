@@ -93,7 +93,7 @@ def test_too_few_rows_are_refused(counts: list[int], message: str) -> None:
 
 def test_an_empty_given_part_is_refused() -> None:
     empty = Part(np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
-    with pytest.raises(InputError, match="the part test is given but has no rows"):
+    with pytest.raises(InputError, match=r"the part test is given but has no rows"):
         split(tagged([100, 100], test=empty), seed=0)
 
 

@@ -105,7 +105,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone.csv: there is no such file"):
         read_inputs(str(tmp_path / "gone.csv"), TABLE)
     (tmp_path / "in.txt").write_bytes(b"short")
-    with pytest.raises(InputError, match="windows of 8 bytes, the file has only 5"):
+    with pytest.raises(InputError, match=r"windows of 8 bytes, the file has only 5"):
         read_inputs(str(tmp_path / "in.txt"), TEXT)
-    with pytest.raises(InputError, match="cannot be read as an .npz file"):
+    with pytest.raises(InputError, match=r"cannot be read as an .npz file"):
         read_inputs(str(tmp_path / "in.txt"), ARRAY)

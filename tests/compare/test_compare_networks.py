@@ -123,7 +123,7 @@ def test_narrow_widths_are_drawn_alike_and_the_whole_more_often() -> None:
     ],
 )
 def test_a_description_of_no_network_is_refused(spec: dict[str, Any]) -> None:
-    with pytest.raises(PolicyError, match="no network is known by the description"):
+    with pytest.raises(PolicyError, match=r"no network is known by the description"):
         build(spec)
 
 

@@ -103,9 +103,7 @@ def test_no_changed_byte_of_the_weights_passes(folder: Path) -> None:
     path = folder / WEIGHTS
     content = path.read_bytes()
     for place in [*range(12), *places(content, 40)]:
-        path.write_bytes(
-            content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-        )
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(PolicyError, match=f"{WEIGHTS}: the file is damaged or was changed"):
             load_policy(folder)
 
@@ -124,9 +122,7 @@ def test_files_that_are_not_whole_are_refused(change: str, name: str, folder: Pa
 
 
 @pytest.mark.parametrize("version", [2, 99])
-def test_a_policy_of_a_newer_version_asks_for_a_newer_pointsman(
-    version: int, folder: Path
-) -> None:
+def test_a_policy_of_a_newer_version_asks_for_a_newer_pointsman(version: int, folder: Path) -> None:
     text = (folder / DESCRIPTION).read_text()
     (folder / DESCRIPTION).write_text(text.replace('"version": 1', f'"version": {version}', 1))
     with pytest.raises(PolicyError, match=f"version {version}, .*install a newer pointsman"):
@@ -156,10 +152,10 @@ def test_a_description_of_something_else_is_refused(text: str, folder: Path) -> 
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="policy.json: the policy cannot be read"):
+    with pytest.raises(PolicyError, match=r"policy.json: the policy cannot be read"):
         load_policy(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    with pytest.raises(PolicyError, match="cannot be read"):
+    with pytest.raises(PolicyError, match=r"cannot be read"):
         load_policy(tmp_path / "file")
 
 
@@ -195,7 +191,7 @@ def test_a_forged_description_is_refused(
     change: Callable[[dict[str, Any]], object], folder: Path
 ) -> None:
     rewritten(folder, change)
-    with pytest.raises(PolicyError, match="do not belong together .*run compare again"):
+    with pytest.raises(PolicyError, match=r"do not belong together .*run compare again"):
         load_policy(folder)
 
 
@@ -217,7 +213,7 @@ def test_loading_runs_no_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     (folder / WEIGHTS).write_bytes(pickle.dumps(Bomb()))
     rewritten(folder, lambda body: None)
-    with pytest.raises(PolicyError, match="do not belong together"):
+    with pytest.raises(PolicyError, match=r"do not belong together"):
         load_policy(folder)
 
 
@@ -231,7 +227,7 @@ def test_saving_replaces_a_policy_whole(folder: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pointsman.compare.policy.write_atomically", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space"):
         policy.save(folder)
     assert not folder.with_name("policy.part").exists()
     load_policy(folder)

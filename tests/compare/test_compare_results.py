@@ -79,7 +79,9 @@ def test_results_follow_the_schema(results: dict[str, Any]) -> None:
     fits(results, SCHEMA)
     assert results["schema"] == {"name": "pointsman-results", "version": 1}
     assert results["truth"] is None
-    assert results["certificate"]["more_inputs"] is None or results["certificate"]["more_inputs"] >= 0
+    assert (
+        results["certificate"]["more_inputs"] is None or results["certificate"]["more_inputs"] >= 0
+    )
 
 
 def test_results_agree_with_themselves(results: dict[str, Any]) -> None:
@@ -130,9 +132,9 @@ def test_the_file_holds_what_as_json_gives(finished_run: Path) -> None:
 
 def test_numbers_of_numpy_become_plain_and_nan_is_refused() -> None:
     assert json.loads(as_json({"a": np.float64(0.5), "b": np.int32(3)})) == {"a": 0.5, "b": 3}
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match=r"not JSON compliant"):
         as_json({"a": float("nan")})
-    with pytest.raises(TypeError, match="set has no place in results.json"):
+    with pytest.raises(TypeError, match=r"set has no place in results.json"):
         as_json({"a": set()})
 
 
@@ -160,5 +162,5 @@ def test_what_are_no_results_is_refused(text: str, what: str, tmp_path: Path) ->
 
 def test_results_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone", Path("/dev/null/x")):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=r"cannot be read"):
             read(path)

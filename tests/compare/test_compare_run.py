@@ -232,7 +232,7 @@ def test_unusual_tables_are_compared(name: str, tmp_path: Path) -> None:
 def test_values_at_the_end_of_the_range_are_named(tmp_path: Path) -> None:
     x = np.random.default_rng(0).choice([-3e38, 3e38], size=(200, 3)).astype(np.float32)
     data = Dataset("ends", "features", {"train": Part(x, np.arange(200) % 2)}, ("a", "b"))
-    with pytest.raises(PointsmanError, match="diverged .*look for extreme values"):
+    with pytest.raises(PointsmanError, match=r"diverged .*look for extreme values"):
         compare(data, Request(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -265,7 +265,7 @@ def test_a_folder_removed_meanwhile_is_an_error(
             if name == "training mlp 24":
                 shutil.rmtree(tmp_path / "out" / removed)
 
-    with pytest.raises(InputError, match="was its folder removed"):
+    with pytest.raises(InputError, match=r"was its folder removed"):
         compare(table, Request(), tmp_path / "out", progress=Remove(0))
     assert not (tmp_path / "out" / "results.json").exists()
     compare(table, Request(ways=("cascade",)), tmp_path / "out")
@@ -299,5 +299,5 @@ def test_what_cannot_be_meant_is_refused(
 
 def test_text_offers_two_ways() -> None:
     assert Request().check("text").ways == ("moe", "nested")
-    with pytest.raises(InputError, match="text offers the ways moe and nested"):
+    with pytest.raises(InputError, match=r"text offers the ways moe and nested"):
         Request(ways=("exits", "cascade")).check("text")

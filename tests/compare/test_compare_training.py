@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_names_network_and_epoch(trained: Any) -> None
         return loss(*given) * (float("nan") if count[0] > 6 else 1.0)
 
     x, y = torch.randn(96, 5), torch.arange(96) % 3
-    with pytest.raises(PointsmanError, match="training of odd diverged in epoch 3: .*nan"):
+    with pytest.raises(PointsmanError, match=r"training of odd diverged in epoch 3: .*nan"):
         fit(make, partial(broken, count=[0]), x, y, RECIPE, name="odd", epochs=9, seed=0)
 
 
@@ -119,12 +119,12 @@ def test_a_damaged_checkpoint_is_named(content: bytes | None, trained: Any, tmp_
         torch.save({"module": {}}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="net.pt: this part of the unfinished run is damaged"):
+    with pytest.raises(InputError, match=r"net.pt: this part of the unfinished run is damaged"):
         trained(checkpoint=path)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error(trained: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="was its folder removed"):
+    with pytest.raises(InputError, match=r"was its folder removed"):
         trained(checkpoint=tmp_path / "gone" / "net.pt")
 
 

@@ -1,11 +1,12 @@
-"""The routed layer against a dense loop over experts."""
+"""The routed layer against a readable reference, and the limits of its parts."""
 
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from pointsman.errors import InputError, RouteError
 from pointsman.moe import FeedForwardExperts, MoE, switch_balance
@@ -13,87 +14,170 @@ from pointsman.route import Route
 from pointsman.select import top_k
 
 
-def layer(experts=5, k=2, dtype=torch.float64):
-    torch.manual_seed(0)
-    return MoE(
-        nn.Linear(4, experts, bias=False), partial(top_k, k=k), FeedForwardExperts(experts, 4, 6)
-    ).to(dtype)
+def layer(experts: int = 5, width: int = 4, hidden: int = 6, k: int = 2, seed: int = 0) -> MoE:
+    torch.manual_seed(seed)
+    bank = FeedForwardExperts(experts, width, hidden)
+    nn.init.normal_(bank.up_bias_EH)
+    return MoE(nn.Linear(width, experts, bias=False), partial(top_k, k=k), bank)
 
 
-def dense_reference(moe, x_TD, k):
-    """Every expert on every token, times the top-k weights."""
-    weights = torch.softmax(moe.router(x_TD), dim=1)
-    kept = torch.zeros_like(weights).scatter(1, weights.topk(k, dim=1).indices, 1.0) * weights
-    kept = kept / kept.sum(dim=1, keepdim=True)
-    bank, total = moe.experts, torch.zeros_like(x_TD)
-    for e in range(bank.num_experts):
-        hidden = functional.gelu(x_TD @ bank.up_EDH[e] + bank.up_bias_EH[e])
-        total = total + kept[:, e : e + 1] * (hidden @ bank.down_EHD[e])
-    return total
-
-
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_output_and_gradients_equal_the_dense_loop(k):
-    moe, x = layer(k=k), torch.randn(9, 4, dtype=torch.float64)
-    out, _ = moe(x)
-    expected = dense_reference(moe, x, k)
-    torch.testing.assert_close(out, expected)
-    found = torch.autograd.grad(out.square().sum(), list(moe.parameters()))
-    wanted = torch.autograd.grad(expected.square().sum(), list(moe.parameters()))
-    torch.testing.assert_close(found, wanted)
-
-
-def test_gradcheck_in_float64():
-    moe, x = layer(experts=3), torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: moe(x)[0], (x,))
-
-
-def test_one_expert_equals_the_plain_feed_forward():
-    moe, x = layer(experts=1, k=1), torch.randn(6, 4, dtype=torch.float64)
+def dense(moe: MoE, x_TD: Tensor, k: int) -> Tensor:
+    """Every expert on every token, summed with the probabilities of the k chosen."""
     bank = moe.experts
-    hidden = functional.gelu(x @ bank.up_EDH[0] + bank.up_bias_EH[0])
+    assert isinstance(bank, FeedForwardExperts)
+    scores_TE = moe.router(x_TD)
+    chosen_TK = scores_TE.topk(k, dim=1).indices
+    mask_TE = torch.zeros_like(scores_TE).scatter(1, chosen_TK, 1.0)
+    weights_TE = torch.softmax(scores_TE, dim=1) * mask_TE
+    weights_TE = weights_TE / weights_TE.sum(dim=1, keepdim=True)
+    hidden_TEH = bank.activation(torch.einsum("td,edh->teh", x_TD, bank.up_EDH) + bank.up_bias_EH)
+    answers_TED = torch.einsum("teh,ehd->ted", hidden_TEH, bank.down_EHD)
+    return (weights_TE[:, :, None] * answers_TED).sum(dim=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.data())
+def test_the_layer_equals_the_dense_reference(
+    experts: int, tokens: int, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, experts))
+    moe = layer(experts=experts, k=k, seed=data.draw(st.integers(0, 99))).double()
+    x = torch.randn(tokens, 4, dtype=torch.float64, requires_grad=True)
+    found, expected = moe(x)[0], dense(moe, x, k)
+    torch.testing.assert_close(found, expected)
+    tensors = (x, *moe.experts.parameters(), moe.router.weight)
+    probe = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((y * probe).sum(), tensors) for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_are_right_in_double_precision() -> None:
+    moe = layer().double()
+    names = [name for name, _ in moe.named_parameters()]
+    x = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        given = dict(zip(names, parameters, strict=True))
+        output: Tensor = torch.func.functional_call(moe, given, (x,))[0]
+        return output
+
+    parameters = [parameter.detach().requires_grad_() for parameter in moe.parameters()]
+    assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+def test_one_expert_is_a_plain_feed_forward() -> None:
+    moe = layer(experts=1, k=1)
+    bank = moe.experts
+    assert isinstance(bank, FeedForwardExperts)
+    x = torch.randn(9, 4)
+    hidden = torch.nn.functional.gelu(x @ bank.up_EDH[0] + bank.up_bias_EH[0])
     torch.testing.assert_close(moe(x)[0], hidden @ bank.down_EHD[0])
 
 
-def test_leading_dimensions_are_kept_and_a_call_may_select_otherwise():
-    moe, x = layer(), torch.randn(2, 3, 4, dtype=torch.float64)
-    out, routing = moe(x, partial(top_k, k=1))
-    assert out.shape == x.shape
-    assert routing.route.branches_per_input().tolist() == [1] * 6
-    torch.testing.assert_close(out.reshape(6, 4), dense_reference(moe, x.reshape(6, 4), 1))
+def test_all_leading_dimensions_are_tokens() -> None:
+    moe = layer()
+    x = torch.randn(2, 3, 5, 4)
+    output, routing = moe(x)
+    assert output.shape == x.shape
+    assert routing.scores.shape == (30, 5)
+    torch.testing.assert_close(output.reshape(30, 4), moe(x.reshape(30, 4))[0])
 
 
-def test_no_token_gives_an_empty_output():
-    out, routing = layer()(torch.zeros(0, 4, dtype=torch.float64))
-    assert out.shape == (0, 4)
-    assert switch_balance(routing.scores, routing.route).item() == 0
+def test_tokens_are_answered_alone_and_in_any_order() -> None:
+    moe = layer().eval()
+    x = torch.randn(20, 4)
+    order = torch.randperm(20)
+    torch.testing.assert_close(moe(x[order])[0], moe(x)[0][order])
+    torch.testing.assert_close(moe(x[:1])[0], moe(x)[0][:1])
 
 
-def test_experts_without_tokens_are_no_obstacle():
-    moe, x = layer(experts=5, k=1), torch.randn(1, 4, dtype=torch.float64)
-    assert (moe(x)[1].route.load() == 0).sum() == 4
+def test_experts_without_tokens_do_no_harm() -> None:
+    moe = layer(experts=4, k=1)
+    with torch.no_grad():
+        moe.router.weight[:] = -1.0  # type: ignore[index, operator]
+        moe.router.weight[2] = 1.0  # type: ignore[index, operator]
+    x = torch.rand(6, 4)
+    output, routing = moe(x)
+    assert routing.route.load().tolist() == [0, 0, 6, 0]
+    output.sum().backward()
+    grad = moe.experts.up_EDH.grad  # type: ignore[union-attr]
+    assert isinstance(grad, Tensor)
+    assert grad[2].any()
+    assert not grad[[0, 1, 3]].any()
 
 
-def test_more_experts_than_there_are_is_refused():
-    with pytest.raises(RouteError):
-        layer(k=6)(torch.randn(2, 4, dtype=torch.float64))
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)])
+def test_no_tokens_give_no_output(shape: tuple[int, ...]) -> None:
+    moe = layer()
+    output, routing = moe(torch.zeros(shape, requires_grad=True))
+    assert output.shape == shape
+    assert len(routing.route) == 0
+    assert not switch_balance(routing.scores, routing.route).any()
+    (output.sum() + switch_balance(routing.scores, routing.route)).backward()
 
 
-def test_sizes_below_one_are_refused():
-    with pytest.raises(InputError, match="at least 1"):
-        FeedForwardExperts(0, 4, 4)
+def test_another_selection_may_be_made_for_one_call() -> None:
+    moe = layer(k=2)
+    x = torch.randn(8, 4)
+    for k in (1, 2, 5):
+        output, routing = moe(x, partial(top_k, k=k))
+        assert routing.route.branches_per_input().tolist() == [k] * 8
+        torch.testing.assert_close(output, dense(moe, x, k))
+    assert moe(x)[1].route.branches_per_input().tolist() == [2] * 8
 
 
-def test_balance_is_one_when_uniform_and_the_number_of_experts_when_collapsed():
-    uniform = torch.zeros(8, 4)
-    even = Route.from_indices(torch.arange(8).remainder(4)[:, None], num_branches=4)
-    torch.testing.assert_close(switch_balance(uniform, even), torch.tensor(1.0))
-    collapsed = torch.tensor([[50.0, 0, 0, 0]]).repeat(8, 1)
-    all_to_one = Route.from_indices(torch.zeros(8, 1, dtype=torch.long), num_branches=4)
-    torch.testing.assert_close(switch_balance(collapsed, all_to_one), torch.tensor(4.0))
+def test_more_experts_than_there_are_is_an_error() -> None:
+    with pytest.raises(RouteError, match="5"):
+        layer(experts=5, k=6)(torch.randn(3, 4))
 
 
-def test_balance_teaches_the_router():
-    scores = torch.randn(6, 3, requires_grad=True)
-    switch_balance(scores, top_k(scores.detach(), k=1)).backward()
-    assert scores.grad.abs().sum() > 0
+def test_dropped_tokens_give_zeros() -> None:
+    moe = layer(experts=3)
+
+    def first_only(scores: Tensor) -> Route:
+        branches = torch.full((len(scores), 1), -1)
+        branches[0] = 1
+        return Route.from_indices(branches, num_branches=3)
+
+    output, _ = moe(torch.randn(5, 4), first_only)
+    assert output[0].any()
+    assert not output[1:].any()
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 0, 4), (2, 4, 0)])
+def test_a_bank_of_nothing_is_refused(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match="num_experts, width and hidden of at least 1"):
+        FeedForwardExperts(*sizes)
+
+
+def test_a_bank_is_saved_and_loaded() -> None:
+    one, other = layer(seed=0), layer(seed=1)
+    x = torch.randn(6, 4)
+    assert not torch.allclose(one(x)[0], other(x)[0])
+    other.load_state_dict(one.state_dict())
+    torch.testing.assert_close(one(x)[0], other(x)[0])
+
+
+def test_balance_is_one_where_all_is_uniform() -> None:
+    scores = torch.zeros(12, 4)
+    route = Route.from_indices(torch.arange(12)[:, None] % 4, num_branches=4)
+    assert float(switch_balance(scores, route)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 8])
+def test_balance_is_the_number_of_experts_where_one_takes_all(experts: int) -> None:
+    scores = torch.full((20, experts), -50.0)
+    scores[:, 0] = 50.0
+    assert float(switch_balance(scores, top_k(scores, 1))) == pytest.approx(experts)
+
+
+def test_balance_pushes_probability_away_from_the_loaded() -> None:
+    scores = torch.randn(64, 4)
+    scores[:, 1] += 1
+    scores.requires_grad_()
+    switch_balance(scores, top_k(scores, 1)).backward()
+    assert scores.grad is not None
+    push = scores.grad.sum(dim=0)
+    assert push[1] > 0
+    assert push[1] == push.max()
+    torch.testing.assert_close(scores.grad.sum(dim=1), torch.zeros(64), atol=1e-7, rtol=0)

@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 
 from pointsman.compare.results import as_json, read
+from pointsman.errors import InputError, PointsmanError
 from pointsman.frontier.table import results_table
 
 
@@ -17,5 +18,13 @@ def command(results: Path, as_json_: bool) -> None:
     found = read(results)
     if as_json_:
         click.echo(as_json(found), nl=False)
-    else:
-        Console().print(results_table(found))
+        return
+    try:
+        table = results_table(found)
+    except PointsmanError:
+        raise
+    except Exception as error:  # a part that is not what it should be fails in a dozen ways
+        raise InputError(
+            f"{results}: the results are damaged ({type(error).__name__}): run compare again"
+        ) from error
+    Console().print(table)

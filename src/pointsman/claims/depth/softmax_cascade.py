@@ -16,8 +16,8 @@ What was settled:
 - The paper's own form is heads on one ResNet, trained from back to front: trunk and last head
   first, then frozen, then the earlier heads. On a frozen trunk the heads do not touch one another,
   so their order makes no difference. It is run here on a small convolutional network of three
-  stages of about equal cost; the early heads have one hidden layer, as the paper gives them. Beside
-  it stands the plain form, a small and a large network.
+  stages of about equal cost. One hidden layer in the early heads is what is reported of the paper;
+  its text could not be checked. Beside it stands the plain form, a small and a large network.
 - A member's accuracy counts from 20 held-out inputs on, as that of a handful is noise.
 - MACs are counted as FLOPs, two each; only their ratio is shown. Confidence itself costs nothing
   here, heads that were not sure do.
@@ -240,9 +240,9 @@ CLAIM = Claim(
         "accuracy": "cascade, epsilon 0.01: accuracy",
         "whole": "large network: accuracy",
     },
-    note="The cheaper points are there, at a larger epsilon: at 0.05 both forms lose less than half "
-    "a point, two networks at 43% of the MACs and heads on one at 83%, and no setting is below "
-    "mixing at random. Epsilon bounds the loss among the inputs that a member answers, against the "
-    "surest of them, who are all right; where the whole network is right on 87% only, that is far "
-    "stricter than the same loss of the cascade's accuracy.",
+    note="The cheaper points are there, at a larger epsilon: at 0.05 both forms lose less than "
+    "half a point, two networks at 43% of the MACs and heads on one at 83%, and no setting is "
+    "below mixing at random. Epsilon bounds the loss among the inputs that a member answers, "
+    "against the surest of them, who are all right; where the whole network is right on 87% only, "
+    "that is far stricter than the same loss of the cascade's accuracy.",
 )
