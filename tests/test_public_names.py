@@ -1,6 +1,7 @@
 """The public names of the subpackages, and what importing the package costs."""
 
 import importlib
+import inspect
 import subprocess
 import sys
 
@@ -55,7 +56,8 @@ def test_public_classes_and_functions_are_documented(name: str) -> None:
     assert module.__doc__
     for each in public(name):
         found = getattr(module, each)
-        assert found.__doc__ or not callable(found), each
+        if inspect.isclass(found) or inspect.isfunction(found):
+            assert found.__doc__, each
 
 
 def test_importing_the_package_pulls_in_nothing_heavy() -> None:
@@ -63,8 +65,8 @@ def test_importing_the_package_pulls_in_nothing_heavy() -> None:
     assert imported_with("pointsman").isdisjoint(heavy | {"click", "jinja2"})
 
 
-def test_importing_the_levels_pulls_in_no_tables_and_no_charts() -> None:
+def test_importing_the_levels_pulls_in_no_charts_and_no_command_line() -> None:
     levels = ", ".join(f"pointsman.{level}" for level in LEVELS.split())
     found = imported_with(levels)
     assert "torch" in found
-    assert found.isdisjoint({"matplotlib", "pyarrow", "rich", "click", "jinja2"})
+    assert found.isdisjoint({"matplotlib", "rich", "click", "jinja2"})

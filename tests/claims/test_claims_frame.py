@@ -12,7 +12,7 @@ import pytest
 from pointsman import claims
 from pointsman.claims import CLAIMS, Claim, Standing, find, measure, must
 from pointsman.claims.frame import mean, spread
-from pointsman.claims.measuring import digest, path_of, read, write_whole
+from pointsman.claims.measuring import digest, path_of, read
 from pointsman.claims.tables import cell, document, grid, key_figures
 from pointsman.errors import InputError
 
@@ -127,20 +127,6 @@ def test_what_is_written_is_read_back(tmp_path):
     found = measure(CLAIM)
     path_of(CLAIM, tmp_path).write_text(found.to_json())
     assert read(CLAIM, tmp_path) == found
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
-    path = tmp_path / "record.json"
-    write_whole(path, "old")
-
-    def full_disk(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": {"name": "other"}}'])

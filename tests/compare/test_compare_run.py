@@ -256,6 +256,20 @@ def test_what_cannot_be_compared_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["policy", "report.html", "frontier.png", "results.json"])
+def test_what_others_wrote_is_not_replaced(name: str, table: Dataset, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / name
+    if name == "policy":
+        mine.mkdir(parents=True)
+        mine = mine / "terms.txt"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match=rf"{name} is there and was not written by pointsman"):
+        compare(table, Request(), tmp_path / "out")
+    assert mine.read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
 @pytest.mark.parametrize("removed", ["unfinished", "."])
 def test_a_folder_removed_meanwhile_is_an_error(
     removed: str, table: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,13 +1,12 @@
 """What a run keeps on disk: one at a time, whole or not at all, and only the same goes on."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pointsman.compare.state import LOCK, State, write_atomically
+from pointsman.compare.state import LOCK, State
 from pointsman.errors import InputError
 
 ASKED = {"data": "abc", "seed": 0, "command": "pointsman compare d"}
@@ -67,12 +66,14 @@ def test_a_run_killed_before_its_first_checkpoint_is_no_obstacle(tmp_path: Path)
     begun(tmp_path / "out", resume=True)
 
 
-def test_old_checkpoints_without_a_request_are_not_used(tmp_path: Path) -> None:
-    folder = begun(tmp_path / "out").folder
-    (folder / "request.json").unlink()
-    with State(tmp_path / "out").claimed() as state:
-        state.begin(ASKED, resume=False)
-        assert not state.checkpoint("mlp 8").exists()
+def test_a_folder_of_another_making_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "novel.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"unfinished is there and was not made by pointsman"):
+        begun(tmp_path)
+    with State(tmp_path).claimed():
+        pass
+    assert (tmp_path / "unfinished" / "novel.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff{", b"7"])
@@ -109,41 +110,3 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cannot be written there .*choose another --out"):
             begun(out)
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    write_atomically(path, "one")
-    write_atomically(path, b"two")
-    assert path.read_text() == "two"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_cannot_be_replaced_keeps_its_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "f"
-    path.write_text("old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
-    (tmp_path / "target").write_text("old")
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    write_atomically(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_text() == "new"
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    write_atomically(tmp_path / "pipe", "through")
-    assert os.read(reader, 100) == b"through"
-    os.close(reader)
-    assert (tmp_path / "pipe").is_fifo()

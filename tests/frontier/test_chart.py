@@ -173,20 +173,6 @@ def test_saved_files_are_a_sharp_png_and_a_well_formed_svg_with_the_ids(tmp_path
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["frontier.png", "frontier.svg"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_remains(tmp_path, monkeypatch):
-    target = tmp_path / "frontier.svg"
-    target.write_bytes(b"old")
-
-    def fail(self, other):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("pathlib.Path.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        chart.replace_file(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
 def test_the_same_results_give_the_same_bytes(plain):
     assert chart.to_svg(plain) == chart.to_svg(chart.draw(features()))
 

@@ -173,20 +173,6 @@ def path_of(claim: Claim, folder: Path = FOLDER) -> Path:
     return folder / f"{claim.slug}.json"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; what was there before is as it was.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def read(claim: Claim, folder: Path = FOLDER) -> Measurement | None:
     """The recorded measurement of a claim, None if there is none.
 

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from pointsman.claims import CLAIMS, Claim, Measurement, Standing, find, measure
 from pointsman.claims.frame import SEEDS
-from pointsman.claims.measuring import path_of, write_whole
+from pointsman.claims.measuring import path_of
 from pointsman.claims.tables import document, grid, key_figures, provenance
 from pointsman.errors import InputError
+from pointsman.writing import write_atomically
 
 STYLES = {"holds": "green", "does not hold here": "yellow"}
 
@@ -71,7 +72,7 @@ def docs(out: Path) -> None:
     """Write the page of all claims from their measured results."""
     text = document(Standing.of(claim) for claim in CLAIMS)
     try:
-        write_whole(out, text)
+        write_atomically(out, text)
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror}): run this in the repository, or give --out"
@@ -115,7 +116,7 @@ def _recorded(claim: Claim, found: Measurement) -> str:
     """Record a measurement beside the claims, where that folder can be written."""
     path = path_of(claim)
     try:
-        write_whole(path, found.to_json())
+        write_atomically(path, found.to_json())
     except OSError as error:
         return f"not recorded: {path} cannot be written ({error.strerror})"
     return f"recorded: {path}"

@@ -10,8 +10,8 @@ import numpy as np
 from pointsman.compare.data import Array
 from pointsman.compare.inputs import read_inputs
 from pointsman.compare.policy import load_policy
-from pointsman.compare.state import write_atomically
 from pointsman.errors import InputError
+from pointsman.writing import write_atomically
 
 
 @click.command("predict")

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from pointsman.compare.data import Array
 from pointsman.compare.networks.build import Spec, build, channels_last, stages_of
 from pointsman.compare.prepare import Preparation
-from pointsman.compare.state import write_atomically
 from pointsman.cost import Cost
 from pointsman.errors import InputError, PolicyError
 from pointsman.run import Stage, StageCosts, run_staged
 from pointsman.run.staged import State
+from pointsman.writing import write_atomically
 
 FORMAT, VERSION = "pointsman-policy", 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"

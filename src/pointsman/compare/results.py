@@ -15,12 +15,13 @@ from pointsman import __version__
 from pointsman.compare.data import Dataset, Part
 from pointsman.compare.networks.task import Metric
 from pointsman.compare.policy import Policy
-from pointsman.compare.state import write_atomically
 from pointsman.errors import InputError
 from pointsman.frontier import Frontier, Pick, Point, aiq, chart, report
+from pointsman.writing import write_atomically
 
 SCHEMA, VERSION = "pointsman-results", 1
 RESULTS, REPORT, POLICY = "results.json", "report.html", "policy"
+MADE = (POLICY, "frontier.png", "frontier.svg", REPORT, RESULTS)
 
 
 def assemble(
@@ -149,6 +150,23 @@ def write(found: Mapping[str, Any], policy: Policy, out: Path) -> None:
         raise InputError(f"{out}: results cannot be written there ({error.strerror})") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def refuse_foreign(out: Path) -> None:
+    """Keep what others wrote under the names of results.
+
+    Raises:
+        InputError: such a file or folder is there, and no results that explain it.
+    """
+    there = [name for name in MADE if (out / name).exists()]
+    if there:
+        try:
+            read(out)
+        except InputError as error:
+            raise InputError(
+                f"{out}: {there[0]} is there and was not written by pointsman compare: choose "
+                "another --out"
+            ) from error
 
 
 def as_json(found: Mapping[str, Any]) -> str:

@@ -106,6 +106,8 @@ def compare(
     request = request.check(data.kind)
     start, watch = time.monotonic(), progress or Silent()
     with State(out).claimed() as state:
+        if not state.begun():
+            written.refuse_foreign(out)
         bench = Bench.of(data, request.seed)
         state.begin(_identity(data, request), resume=resume)
         task = task_for(data, len(bench.parts["train"]))

@@ -1,7 +1,6 @@
 """What a run keeps on disk while it works, so that it can be cut off and continued."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pointsman.errors import InputError
+from pointsman.writing import write_atomically
 
 FOLDER, REQUEST, LOCK = "unfinished", "request.json", ".lock"
 
@@ -49,7 +49,7 @@ class State:
         try:
             yield self
         finally:
-            if not self._holds_work():
+            if self.begun() and not self._holds_work():
                 self.finish()
             with suppress(OSError):  # before its release, or it could be another run's by then
                 (self.out / LOCK).unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class State:
                 continue, or it asked for something else.
         """
         file = self.folder / REQUEST
-        if file.exists() and (resume or self._holds_work()):
+        if self.begun() and (resume or self._holds_work()):
             if not resume:
                 raise InputError(
                     f"{self.out} holds an unfinished run: add --resume to continue it, or remove "
@@ -91,8 +91,13 @@ class State:
             raise InputError(
                 f"{self.out}: there is no unfinished run to resume: leave out --resume"
             )
+        if self.folder.exists() and not self.begun():
+            raise InputError(
+                f"{self.folder} is there and was not made by pointsman compare: choose another "
+                "--out"
+            )
         try:
-            shutil.rmtree(self.folder, ignore_errors=True)  # checkpoints of nobody knows what
+            self.finish()
             self.folder.mkdir(parents=True)
             write_atomically(file, json.dumps(request, indent=1))
         except OSError as error:
@@ -105,32 +110,13 @@ class State:
         """Where the network of this name keeps its state."""
         return self.folder / (name.replace(" ", "_").replace("/", "_") + ".pt")
 
+    def begun(self) -> bool:
+        """Whether a run began here and did not finish."""
+        return (self.folder / REQUEST).exists()
+
     def _holds_work(self) -> bool:
         return any(self.folder.glob("*.pt"))
 
     def finish(self) -> None:
         """Remove what only an unfinished run needs."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, then renamed.
-
-    What is there and is no regular file, such as /dev/stdout, is written to and not replaced.
-    """
-    path = Path(os.path.realpath(path))  # through a link, which stays a link
-    part = path.with_name(path.name + ".part")
-    data = content.encode() if isinstance(content, str) else content
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-        return
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise

@@ -123,8 +123,8 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     if len(points) <= most:
         return list(points)
     logs = np.log(np.maximum([point.cost for point in points], 1e-12))
-    marks = np.linspace(logs[0], logs[-1], most)
-    nearest = sorted({int(np.abs(logs - mark).argmin()) for mark in marks})
+    marks = np.linspace(logs[0], logs[-1], most)[1:-1]
+    nearest = sorted({0, len(points) - 1, *(int(np.abs(logs - mark).argmin()) for mark in marks)})
     return [points[at] for at in nearest]
 
 

@@ -28,6 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from pointsman.frontier.labels import Label, place, put_text
 from pointsman.frontier.reading import OperatingPoint, Reading, Results, Way, read, share
 from pointsman.frontier.style import MARKERS, colour_of, way_style
+from pointsman.writing import write_atomically
 
 FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
 DPI = 100
@@ -83,10 +84,11 @@ def save(results: Results, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     with _style():
         figure.savefig(png, format="png", dpi=2 * DPI, metadata={"Software": "pointsman"})
     target = Path(folder)
-    return (
-        replace_file(target / "frontier.png", png.getvalue()),
-        replace_file(target / "frontier.svg", to_svg(figure).encode()),
-    )
+    target.mkdir(parents=True, exist_ok=True)
+    made = {"frontier.png": png.getvalue(), "frontier.svg": to_svg(figure).encode()}
+    for name, content in made.items():
+        write_atomically(target / name, content)
+    return target / "frontier.png", target / "frontier.svg"
 
 
 def to_svg(figure: Figure) -> str:
@@ -95,18 +97,6 @@ def to_svg(figure: Figure) -> str:
     with _style():
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return svg.getvalue()
-
-
-def replace_file(path: Path, content: bytes) -> Path:
-    """Write a file beside its place and move it there, so that it is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pointsman.frontier.chart import Layout, caption, draw, replace_file, to_svg
+from pointsman.frontier.chart import Layout, caption, draw, to_svg
 from pointsman.frontier.reading import OperatingPoint, Reading, Results, figure, read, share
 from pointsman.frontier.style import GLYPHS, PALETTE, way_style
+from pointsman.writing import write_atomically
 
 SPLITS = {
     "train": "fits the models",
@@ -94,7 +95,10 @@ def write(results: Results, path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: as `render`.
     """
-    return replace_file(Path(path), render(results).encode())
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, render(results))
+    return target
 
 
 def _part(name: str) -> str:
