@@ -213,7 +213,8 @@ def _header(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         return list(parquet.read_schema(path).names)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return next((row for row in csv.reader(file) if row), [])
+        row = next((row for row in csv.reader(file) if row), [])
+    return [name.strip() for name in row]
 
 
 def _reason(error: BaseException) -> str:

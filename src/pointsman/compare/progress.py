@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told what the run is doing; work is in training FLOPs."""
+    """Told what the run is doing; work is in training FLOPs, or what takes as long."""
 
     def plan(self, total: float) -> None:
         """How much work there is in all."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pointsman import __version__
 from pointsman.compare import results as written
 from pointsman.compare.data import Dataset, Part, split
 from pointsman.compare.networks.build import (
@@ -48,6 +49,7 @@ from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
 MOST_EPOCHS = 3  # times the passes over the data that the ladder's largest member makes
 LATENCY_BATCH = 64
 MEASURED_ROWS = 1024
+STEP_FLOPS = 5e7  # FLOPs that would take as long as a training step takes beside its products
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class Job:
     spec: Spec
     epochs: int
     flops: float  # of one epoch's forward and backward passes
+    steps: int  # of one epoch
+
+    @property
+    def work(self) -> float:
+        """What one epoch counts for in the progress: small networks take time beside FLOPs."""
+        return self.flops + STEP_FLOPS * self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +141,7 @@ def _threads(count: int) -> Iterator[None]:
 
 def _identity(data: Dataset, request: Request) -> dict[str, Any]:
     return {
+        "pointsman": __version__,
         "data": data.fingerprint(),
         "max_drop": request.max_drop,
         "confidence": request.confidence,
@@ -164,7 +173,7 @@ class _Comparison:
 
     def run(self) -> tuple[dict[str, Any], Policy]:
         """Every step, in order."""
-        self.progress.plan(sum(job.epochs * job.flops for job in self.jobs))
+        self.progress.plan(sum(job.epochs * job.work for job in self.jobs))
         for job in self.jobs:
             self.trained[job.name] = self._train(job)
         self.progress.begin("measuring")
@@ -212,9 +221,10 @@ class _Comparison:
         ]
         flops = [training_flops(spec) * rows for _, _, spec in named]
         budget = max(flops[: len(self.task.ladder)]) * epochs
+        steps = max(1, rows // self.task.recipe.batch)
         return [
-            Job(name, way, spec, min(MOST_EPOCHS * epochs, max(1, round(budget / work))), work)
-            for (way, name, spec), work in zip(named, flops, strict=True)
+            Job(name, way, spec, min(MOST_EPOCHS * epochs, max(1, round(budget / one))), one, steps)
+            for (way, name, spec), one in zip(named, flops, strict=True)
         ]
 
     def _train(self, job: Job) -> Trained:
@@ -223,7 +233,7 @@ class _Comparison:
 
         def on_epoch(epoch: int, _: float) -> None:
             nonlocal done
-            self.progress.advance((epoch - done) * job.flops)
+            self.progress.advance((epoch - done) * job.work)
             done = epoch
 
         trained = fit(
@@ -238,7 +248,7 @@ class _Comparison:
             checkpoint=self.state.checkpoint(job.name),
             on_epoch=on_epoch,
         )
-        self.progress.advance((job.epochs - done) * job.flops)
+        self.progress.advance((job.epochs - done) * job.work)
         return trained
 
     # ── ways ────────────────────────────────────────────────────────────────────────────────────

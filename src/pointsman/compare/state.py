@@ -91,7 +91,8 @@ class State:
             raise InputError(
                 f"{self.out}: there is no unfinished run to resume: leave out --resume"
             )
-        if self.folder.exists() and not self.begun():
+        foreign = [path for path in self.folder.glob("*") if path.suffix != ".part"]
+        if foreign and not self.begun():
             raise InputError(
                 f"{self.folder} is there and was not made by pointsman compare: choose another "
                 "--out"
