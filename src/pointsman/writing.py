@@ -10,12 +10,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     What is there and is no regular file, such as /dev/stdout, is written to and not replaced.
     """
-    path = Path(os.path.realpath(path))  # through a link, which stays a link
-    part = path.with_name(path.name + ".part")
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
+    path = Path(os.path.realpath(path))  # through a link, which stays a link
+    part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
             file.write(data)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -111,3 +112,27 @@ def test_a_terminal_without_unicode_gets_the_table(finished_run: Any) -> None:
     ran = python(code, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert ran.returncode == 0, ran.stderr
     assert "reference: mlp" in ran.stdout
+    assert "> the pick   * cheapest of its way" in ran.stdout
+    assert "?" not in ran.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_output_that_is_full_is_one_line() -> None:
+    code = (
+        "import pointsman.cli.main as m; import click, sys\n"
+        "@click.command('some')\n"
+        "def some(): click.echo('line')\n"
+        "type(m.cli).get_command = lambda *_: some\n"
+        "sys.argv = ['pointsman', 'some']; m.main()"
+    )
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("pointsman: the output cannot be written (")
+    assert ran.stderr.count("\n") == 1

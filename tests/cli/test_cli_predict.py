@@ -87,6 +87,22 @@ def test_out_writes_a_file_whole(
     assert list(tmp_path.iterdir()) == [tmp_path / "p.csv"]
 
 
+def test_out_may_be_the_standard_output_of_a_pipe(finished_run: Path, tmp_path: Path) -> None:
+    if not Path("/dev/stdout").exists():
+        pytest.skip("there is no /dev/stdout here")
+    (tmp_path / "one.csv").write_text("f0,f1,f2,f3,f4,f5\n1,2,3,4,5,6\n")
+    words = ["predict", str(finished_run / "run" / "policy"), str(tmp_path / "one.csv")]
+    code = "from pointsman.cli.main import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words, "--out", "/dev/stdout"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.startswith("prediction,confidence,branch,cost_MFLOPs\n")
+    assert Path("/dev/stdout").is_symlink()
+
+
 def test_no_rows_give_no_predictions(
     finished_run: Path, tmp_path: Path, pointsman: Callable[..., Any]
 ) -> None:

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pointsman.compare.files import LARGE, load, read_table
+from pointsman.compare.files import LARGE, load
+from pointsman.compare.tables import read_table
 from pointsman.errors import InputError
 
 FORMATS = ("csv", "parquet")
@@ -157,6 +158,7 @@ def test_text_where_numbers_are_due_is_named(
         ([[1, 2]] * 120, "a ndarray"),
         (pd.Categorical(["a", "b"] * 60), "the text 'a'"),
         ([None, {"a": 1}] * 60, "None"),
+        (pd.array([None, 1.0] * 60, dtype="Float64"), "<NA>"),
     ],
 )
 def test_parquet_cells_that_are_no_numbers_are_named(
@@ -196,7 +198,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(
     [
         ("", "not a table with a header line"),
         ("\n\n", "not a table with a header line"),
-        ("a,b,y\n1,2,3\n4,5,6,7,8\n", "as many cells in every row .*line 3"),
+        ("a,b,y\n1,2,3\n4,5,6,7,8\n", "as many cells in every row, .*line 3"),
         ("a,b,y\n1,2,3,4\n5,6,7,8\n", "as many cells in every row"),
         ("a,b,a\n1,2,3\n", "names must differ, 'a' is there twice"),
         (",a,y\n0,1,2\n", "column 1 has none .*saved row number"),
@@ -269,7 +271,7 @@ def test_a_built_in_set_has_its_own_labels() -> None:
 def test_a_sample_is_uniform_and_the_same_every_time(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pointsman.compare.files.ROWS_AT_ONCE", 700)
+    monkeypatch.setattr("pointsman.compare.tables.ROWS_AT_ONCE", 700)
     table = pd.DataFrame({"f": np.arange(3_000), "label": np.arange(3_000) % 2})
     path = tmp_path / f"t.{suffix}"
     if suffix == "npz":
@@ -289,6 +291,28 @@ def test_a_sample_is_uniform_and_the_same_every_time(
     # 6,000 draws over 10 tenths of the file: 600 each, give or take six standard deviations
     shares = np.histogram(np.concatenate(drawn), bins=10, range=(0, 3_000))[0]
     assert np.abs(shares - 600).max() < 6 * np.sqrt(600 * 0.9 * 0.9)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_sample_of_arrays_takes_whole_rows(
+    order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.compare.arrays.BYTES_AT_ONCE", 1_000)
+    x = np.random.default_rng(0).integers(0, 255, (500, 3, 4)).astype(np.uint8)
+    y = x[:, 1, 2] % 2
+    for save in (np.savez, np.savez_compressed):
+        path = tmp_path / "t.npz"
+        save(path, x_train=np.asarray(x, order=order), y_train=y, x_test=x[:7], y_test=y[:7])
+        data = load(str(path), rows=130)
+        train, test = data.given["train"], data.given["test"]
+        assert_array_equal(train.y, train.x[:, 1, 2, 0] % 2)
+        whole = {row.tobytes() for row in x}
+        assert {row.tobytes() for row in train.x} <= whole
+        assert len(train) == 130
+        assert_array_equal(test.x[..., 0], x[:7])
+    np.savez(path, x_train=x, y_train=y[:-1])
+    with pytest.raises(InputError, match=r"equally long, got 500 and 499"):
+        load(str(path), rows=130)
 
 
 def test_a_sample_of_more_rows_than_there_are_is_all_of_them(
@@ -355,6 +379,8 @@ def test_class_names_may_come_with_the_arrays(saved: Any) -> None:
     x, y = np.zeros((120, 2)), np.arange(120) % 2
     assert load(saved(x_train=x, y_train=y, classes=["ja", "nein"])).classes == ("ja", "nein")
     assert load(saved(x_train=x, y_train=y + 1, classes=["ja", "nein"])).classes == ("1", "2")
+    for other in (["ja", "ja"], "ja", ["ja", "nein", "?"]):
+        assert load(saved(x_train=x, y_train=y, classes=other)).classes == ("0", "1")
 
 
 @pytest.mark.parametrize("channels", [0, 1, 3, 4])
@@ -457,7 +483,18 @@ def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "t.npz"))
 
 
-def test_a_table_of_no_rows_is_an_empty_table(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("a,b,y\n")
-    assert read_table(tmp_path / "t.csv").shape == (0, 3)
-    assert read_table(tmp_path / "t.csv", rows=5).shape == (0, 3)
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_table_of_no_rows_is_an_empty_table(rows: int | None, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a, b,y\n")
+    pd.DataFrame({"a": [], "b": []}).to_parquet(tmp_path / "t.parquet")
+    assert list(read_table(tmp_path / "t.csv", rows)) == ["a", "b", "y"]
+    assert read_table(tmp_path / "t.csv", rows).shape == (0, 3)
+    assert read_table(tmp_path / "t.parquet", rows).shape == (0, 2)
+    pd.DataFrame(index=range(3)).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"header line, it has no columns"):
+        read_table(tmp_path / "t.parquet", rows)
+
+
+def test_a_saved_index_is_no_feature(make_table: Any, tmp_path: Path) -> None:
+    make_table(rows=120).set_index("f0").to_parquet(tmp_path / "t.parquet")
+    assert load(str(tmp_path / "t.parquet")).columns == ("f1", "f2", "f3", "f4", "f5")

@@ -1,5 +1,6 @@
 """`pointsman`: one command for every level. Subcommands import what they need when they run."""
 
+import codecs
 import importlib
 import io
 import os
@@ -18,6 +19,9 @@ COMMANDS = {
     "show": "Print the table of an earlier run.",
     "claims": "List, run and document the published systems.",
 }
+
+
+PLAIN = {"\xa0": " ", "−": "-", "•": "*", "▸": ">", "…": "...", "“": '"', "”": '"', "µ": "u"}
 
 
 class Commands(click.Group):
@@ -57,12 +61,26 @@ def cli() -> None:
     """Decide, for every input, which computation to run, and prove what that saves."""
 
 
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal without Unicode shows instead."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wanted = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, "?") for character in wanted), error.end
+
+
 def main() -> None:
     """The entry point."""
+    codecs.register_error("pointsman", _plain)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a table on a terminal without Unicode
+        sys.stdout.reconfigure(errors="pointsman")
     try:
         cli(prog_name="pointsman")
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        click.echo(f"pointsman: the output cannot be written ({error.strerror})", err=True)
+        sys.exit(2)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from pointsman.compare.arrays import image_or_features, read_arrays
 from pointsman.compare.builtin import BUILTIN
 from pointsman.compare.data import Array
-from pointsman.compare.files import image_or_features, numbers, read_arrays, read_table
+from pointsman.compare.tables import numbers, read_table
 from pointsman.errors import InputError
 
 

@@ -7,6 +7,7 @@ is drawn from the seed, the name of the network and the number of the epoch.
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ def _save(
             torch.save(state, file)
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "not written"
         raise InputError(
             f"{path}: the run cannot be kept there ({reason}): was its folder removed, or is the "
