@@ -16,7 +16,7 @@ NAMES = {
         "deferral_area deferral_curve fixed_sequence inputs_needed oracle p_value pgr "
         "random_mixing safest_first standard_error upper_bound"
     ),
-    "pointsman.moe": "FeedForwardExperts MoE Routing switch_balance",
+    "pointsman.moe": "Context FeedForwardExperts MoE Routing",
     "pointsman.pool": "Cascade",
     "pointsman.run": (
         "Answer Confidence Stage StageCosts Thresholds evaluating outcomes_of_stages run_staged "

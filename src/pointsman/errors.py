@@ -33,3 +33,7 @@ class PolicyError(PointsmanError):
 
 class UnreachableError(PointsmanError):
     """No setting reaches the quality, or stays within the budget, that was asked for."""
+
+
+class DegenerateWarning(UserWarning):
+    """A set-up that runs, and cannot do what it is for: a router that cannot learn, for example."""

@@ -378,10 +378,16 @@ class Route:
             self.num_branches,
         )
 
+    def weighted(self, weights_N: Tensor) -> "Route":
+        """The same pairs under other weights (N,); the sort by branch is kept."""
+        route = Route(self.inputs, self.branches, weights_N, self.num_inputs, self.num_branches)
+        if "_plan" in self.__dict__:
+            route.__dict__["_plan"] = self._plan
+        return route
+
     def detach(self) -> "Route":
         """The same route with weights that carry no gradient."""
-        weights = self.weights.detach()
-        return Route(self.inputs, self.branches, weights, self.num_inputs, self.num_branches)
+        return self.weighted(self.weights.detach())
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pointsman.errors import InputError, RouteError
-from pointsman.moe import FeedForwardExperts, MoE, switch_balance
+from pointsman.moe import FeedForwardExperts, MoE, Routing
+from pointsman.moe.balance import switch
 from pointsman.route import Route
 from pointsman.select import top_k
 
@@ -112,15 +113,15 @@ def test_no_tokens_give_no_output(shape: tuple[int, ...]) -> None:
     output, routing = moe(torch.zeros(shape, requires_grad=True))
     assert output.shape == shape
     assert len(routing.route) == 0
-    assert not switch_balance(routing.scores, routing.route).any()
-    (output.sum() + switch_balance(routing.scores, routing.route)).backward()
+    assert not switch(routing).any()
+    (output.sum() + switch(routing)).backward()
 
 
 def test_another_selection_may_be_made_for_one_call() -> None:
     moe = layer(k=2)
     x = torch.randn(8, 4)
     for k in (1, 2, 5):
-        output, routing = moe(x, partial(top_k, k=k))
+        output, routing = moe(x, select=partial(top_k, k=k))
         assert routing.route.branches_per_input().tolist() == [k] * 8
         torch.testing.assert_close(output, dense(moe, x, k))
     assert moe(x)[1].route.branches_per_input().tolist() == [2] * 8
@@ -139,7 +140,7 @@ def test_dropped_tokens_give_zeros() -> None:
         branches[0] = 1
         return Route.from_indices(branches, num_branches=3)
 
-    output, _ = moe(torch.randn(5, 4), first_only)
+    output, _ = moe(torch.randn(5, 4), select=first_only)
     assert output[0].any()
     assert not output[1:].any()
 
@@ -161,21 +162,21 @@ def test_a_bank_is_saved_and_loaded() -> None:
 def test_balance_is_one_where_all_is_uniform() -> None:
     scores = torch.zeros(12, 4)
     route = Route.from_indices(torch.arange(12)[:, None] % 4, num_branches=4)
-    assert float(switch_balance(scores, route)) == pytest.approx(1)
+    assert float(switch(Routing(scores, route, scores))) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("experts", [1, 2, 8])
 def test_balance_is_the_number_of_experts_where_one_takes_all(experts: int) -> None:
     scores = torch.full((20, experts), -50.0)
     scores[:, 0] = 50.0
-    assert float(switch_balance(scores, top_k(scores, 1))) == pytest.approx(experts)
+    assert float(switch(Routing(scores, top_k(scores, 1), scores))) == pytest.approx(experts)
 
 
 def test_balance_pushes_probability_away_from_the_loaded() -> None:
     scores = torch.randn(64, 4)
     scores[:, 1] += 1
     scores.requires_grad_()
-    switch_balance(scores, top_k(scores, 1)).backward()
+    switch(Routing(scores, top_k(scores, 1), scores)).backward()
     assert scores.grad is not None
     push = scores.grad.sum(dim=0)
     assert push[1] > 0

@@ -1,7 +1,7 @@
 """Token level: which expert a token goes to."""
 
-from pointsman.moe.balance import switch_balance
+from pointsman.moe.context import Context
 from pointsman.moe.experts import FeedForwardExperts
 from pointsman.moe.layer import MoE, Routing
 
-__all__ = ["FeedForwardExperts", "MoE", "Routing", "switch_balance"]
+__all__ = ["Context", "FeedForwardExperts", "MoE", "Routing"]

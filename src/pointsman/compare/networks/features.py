@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pointsman.moe import FeedForwardExperts, MoE, switch_balance
+from pointsman.moe import FeedForwardExperts, MoE
+from pointsman.moe.balance import switch
 from pointsman.select import top_k
 
 # Hidden sizes of the ladder of plain networks, from small to large.
@@ -45,5 +46,5 @@ class RoutedMLP(nn.Module):
     def forward(self, x: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
         """Logits, and the balancing loss of the routed layer."""
         hidden = self.stem(x)
-        routed, routing = self.moe(hidden, partial(top_k, k=k))
-        return self.head(hidden + routed), switch_balance(routing.scores, routing.route)
+        routed, routing = self.moe(hidden, select=partial(top_k, k=k))
+        return self.head(hidden + routed), switch(routing)

@@ -4,7 +4,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from pointsman.moe import FeedForwardExperts, MoE, switch_balance
+from pointsman.moe import FeedForwardExperts, MoE
+from pointsman.moe.balance import switch
 from pointsman.select import top_k
 
 # Width of the first stage of the ladder's ConvNets, from small to large. CPU convolutions work in
@@ -84,6 +85,6 @@ class RoutedConvNet(nn.Module):
         """Logits, and the balancing loss of the routed layer."""
         features = self.trunk(x)
         pixels = features.permute(0, 2, 3, 1)
-        routed, routing = self.moe(self.norm(pixels), partial(top_k, k=k))
+        routed, routing = self.moe(self.norm(pixels), select=partial(top_k, k=k))
         logits = self.head(features + routed.permute(0, 3, 1, 2))
-        return logits, switch_balance(routing.scores, routing.route)
+        return logits, switch(routing)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointsman.moe import FeedForwardExperts, MoE, switch_balance
+from pointsman.moe import FeedForwardExperts, MoE
+from pointsman.moe.balance import switch
 from pointsman.select import top_k
 from pointsman.supernet import PrefixLinear
 
@@ -79,8 +80,8 @@ class Block(nn.Module):
         if not isinstance(self.feed_forward, MoE):
             return x_nLD + self.feed_forward(self.norm_2(x_nLD)), None
         select = None if k is None else partial(top_k, k=k)
-        routed, routing = self.feed_forward(self.norm_2(x_nLD), select)
-        return x_nLD + routed, switch_balance(routing.scores, routing.route)
+        routed, routing = self.feed_forward(self.norm_2(x_nLD), select=select)
+        return x_nLD + routed, switch(routing)
 
 
 class Transformer(nn.Module):

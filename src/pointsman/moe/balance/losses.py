@@ -1,24 +1,25 @@
-"""Balancing terms: losses that keep a router from sending everything to a few experts."""
+"""Balancing terms: losses that keep a router from sending everything to a few experts.
+
+Every term takes the `Routing` of one layer and the layer, and returns a scalar, 0 for an empty
+batch. Legend: T tokens, E experts.
+"""
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pointsman.route import Route
+if TYPE_CHECKING:
+    from pointsman.moe.layer import MoE, Routing
 
 
-def switch_balance(scores_TE: Tensor, route: Route) -> Tensor:
+def switch(routing: "Routing", layer: "MoE | None" = None) -> Tensor:
     """Load-balancing loss: E times the dot product of load shares and mean probabilities.
 
     1 when both are uniform, up to E when everything goes to one expert. The load has no gradient;
     the probabilities do (Fedus et al. 2021, arXiv 2101.03961, eq. 4).
-
-    Args:
-        scores_TE: the router's scores (T, E), before any normalisation.
-        route: what was selected from them.
-
-    Returns:
-        A scalar, 0 for an empty batch.
     """
+    route, scores_TE = routing.route, routing.scores
     if len(route) == 0:
         return scores_TE.sum() * 0.0
     probability_E = torch.softmax(scores_TE, dim=1).mean(dim=0)

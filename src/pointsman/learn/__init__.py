@@ -1,0 +1,1 @@
+"""Training signals through a discrete choice, for every level."""

@@ -1,0 +1,1 @@
+"""From dense layers to experts, and to and from other libraries."""

@@ -1,0 +1,1 @@
+"""Experts on many devices: exchange, placement, plans."""

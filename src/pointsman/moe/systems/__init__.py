@@ -1,0 +1,1 @@
+"""Published systems, each a function of about ten lines that puts parts together."""
