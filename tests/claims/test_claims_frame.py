@@ -234,7 +234,7 @@ def test_the_page_shows_claim_criterion_status_and_figures():
         "arxiv.org/abs/2001",
     ):
         assert text in page
-    assert "| [another](#another) | On Sums (2020) | pool | not run |" in page
+    assert "| [another](#another) | On Sums |  | **not run** |" in page
 
 
 def test_key_figures_are_those_that_were_measured():

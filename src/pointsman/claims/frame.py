@@ -44,6 +44,7 @@ class Claim:
         full: measures one seed, see `Figures`. None: the mechanism is all that can be checked here.
         decide: the criterion as a function of the figures of all seeds. None exactly if `full` is.
         key: the two to four figures that a listing shows: short label to name of the figure.
+        composition: the parts that the system is put together from, with " · " between.
         note: what was found beside the criterion, for the page of claims; it decides nothing.
 
     Raises:
@@ -62,6 +63,7 @@ class Claim:
     full: Callable[[int], Figures] | None = None
     decide: Callable[[Sequence[Figures]], bool] | None = None
     key: Mapping[str, str] = field(default_factory=dict)
+    composition: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -74,6 +76,11 @@ class Claim:
             raise InputError(f"{self.slug}: an arXiv id looks like 1805.10982, got {self.arxiv!r}")
         if (self.full is None) != (self.decide is None):
             raise InputError(f"{self.slug}: `full` measures what `decide` decides on: give both")
+
+    @property
+    def mechanism(self) -> str:
+        """What `quick` asserts: the first line of its documentation."""
+        return (self.quick.__doc__ or "").strip().split("\n")[0]
 
     @property
     def paper_id(self) -> str:

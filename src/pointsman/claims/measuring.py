@@ -247,6 +247,8 @@ class Standing:
             "claim": claim.claim,
             "baseline": claim.baseline,
             "criterion": claim.criterion,
+            "composition": claim.composition,
+            "mechanism": claim.mechanism,
             "status": self.status,
             "measured_before_a_change": self.stale,
             "key": dict(claim.key),

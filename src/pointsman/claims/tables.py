@@ -1,5 +1,6 @@
 """Measured figures as the table that their names spell, and docs/claims.md made of them."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -54,6 +55,13 @@ def provenance(found: Measurement) -> str:
     )
 
 
+LEVELS = {
+    "moe": "Token level",
+    "depth": "Depth",
+    "steps": "Steps",
+    "pool": "Model level",
+    "supernet": "Architecture level",
+}
 HEAD = """\
 # Claims
 
@@ -77,28 +85,43 @@ from 0 to 1. `pointsman claims run NAME --full` measures one again.
 def document(standings: Iterable[Standing]) -> str:
     """The text of docs/claims.md."""
     listed = list(standings)
-    lines = [HEAD, "| claim | paper | level | status |", "| --- | --- | --- | --- |"]
-    for standing in listed:
-        claim = standing.claim
-        lines.append(
-            f"| [{claim.slug}](#{claim.slug}) | {_plain(claim.paper)} ({claim.year}) "
-            f"| {claim.level} | {standing.words} |"
-        )
+    lines = [HEAD]
+    for level in dict.fromkeys(standing.claim.level for standing in listed):
+        here = [standing for standing in listed if standing.claim.level == level]
+        lines += ["", f"## {LEVELS[level]}", "", _counts(here), ""]
+        lines += ["| system | composition | mechanism test | result |", "| --- | --- | --- | --- |"]
+        lines += [_row(standing) for standing in here]
     sections = [_section(standing) for standing in listed]
-    return "\n".join([*lines, "", *sections])
+    return "\n".join([*lines, "", "## Each in detail", "", *sections])
+
+
+def _counts(standings: list[Standing]) -> str:
+    counts = Counter(standing.words for standing in standings)
+    found = ", ".join(f"{words}: {count}" for words, count in counts.most_common())
+    return f"Systems: {len(standings)} ({found})."
+
+
+def _row(standing: Standing) -> str:
+    claim = standing.claim
+    figures = "; ".join(f"{label} {shown}" for label, shown in key_figures(standing))
+    result = f"**{standing.words}**" + (f": {figures}" if figures else "")
+    cells = (claim.composition or claim.paper, claim.mechanism, result)
+    return f"| [{claim.slug}](#{claim.slug}) | " + " | ".join(map(_plain, cells)) + " |"
 
 
 def _section(standing: Standing) -> str:
     claim, found = standing.claim, standing.measurement
     link = f", [arXiv {claim.arxiv}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else ""
     lines = [
-        f"## {claim.slug}",
+        f"### {claim.slug}",
         "",
         f"{claim.paper} ({claim.year}{link})",
         "",
+        *([f"- Built from: {claim.composition}"] if claim.composition else []),
         f"- Claim: {claim.claim}",
         f"- Baseline: {claim.baseline}",
         f"- Criterion: {claim.criterion}",
+        *([f"- Mechanism test: {claim.mechanism}"] if claim.mechanism else []),
         f"- Status: **{standing.words}**",
         "",
     ]
@@ -108,7 +131,7 @@ def _section(standing: Standing) -> str:
         lines.append("| --- |" + " ---: |" * len(table.columns))
         lines += [f"| {_plain(name)} | {' | '.join(cells)} |" for name, cells in table.rows]
         lines += ["", provenance(found), ""]
-        lines += [f"Remark: {claim.note}", ""] if claim.note else []
+    lines += [f"Remark: {claim.note}", ""] if claim.note else []
     return "\n".join(lines)
 
 

@@ -235,6 +235,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    composition="cascade, or exits of one network · largest probability · thresholds from a budget",
     key={
         "MACs at 0.01": "cascade, epsilon 0.01: share of MACs",
         "accuracy": "cascade, epsilon 0.01: accuracy",

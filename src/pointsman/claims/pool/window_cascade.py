@@ -188,6 +188,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    composition="cascade · window of scores around a decision boundary · pairs of members",
     key={
         "risk, window": "window: risk",
         "one-sided": "one-sided: risk",

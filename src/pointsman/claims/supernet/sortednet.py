@@ -136,6 +136,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    composition="elastic widths (prefixes) · one sampled width a micro-batch",
     key={
         "sorted": "mean over widths: sorted",
         "truncated": "mean over widths: truncated",
