@@ -1,5 +1,6 @@
 """The routed layer against a readable reference, and the limits of its parts."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -8,18 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pointsman.errors import InputError, RouteError
+from pointsman.errors import DegenerateWarning, InputError, RouteError
 from pointsman.moe import FeedForwardExperts, MoE, Routing
 from pointsman.moe.balance import switch
 from pointsman.route import Route
-from pointsman.select import top_k
+from pointsman.select import expert_choice, top_k, with_capacity
 
 
 def layer(experts: int = 5, width: int = 4, hidden: int = 6, k: int = 2, seed: int = 0) -> MoE:
     torch.manual_seed(seed)
     bank = FeedForwardExperts(experts, width, hidden)
     nn.init.normal_(bank.up_bias_EH)
-    return MoE(nn.Linear(width, experts, bias=False), partial(top_k, k=k), bank)
+    with warnings.catch_warnings():  # k = 1 that sums to one, which a test below is about
+        warnings.simplefilter("ignore", DegenerateWarning)
+        return MoE(nn.Linear(width, experts, bias=False), partial(top_k, k=k), bank)
 
 
 def dense(moe: MoE, x_TD: Tensor, k: int) -> Tensor:
@@ -182,3 +185,72 @@ def test_balance_pushes_probability_away_from_the_loaded() -> None:
     assert push[1] > 0
     assert push[1] == push.max()
     torch.testing.assert_close(scores.grad.sum(dim=1), torch.zeros(64), atol=1e-7, rtol=0)
+
+
+def none(scores: Tensor) -> Route:
+    return Route.from_indices(scores.new_full((len(scores), 1), -1).long(), num_branches=5)
+
+
+def test_a_call_that_drops_every_token_warns() -> None:
+    with pytest.warns(DegenerateWarning, match=r"100% of 6 tokens were taken by no expert of none"):
+        output, _ = layer()(torch.randn(6, 4), select=none)
+    assert not output.any()
+
+
+def test_more_dropped_tokens_than_allowed_warn() -> None:
+    bank = FeedForwardExperts(4, 8, 8)
+    moe = MoE(nn.Linear(8, 4), partial(with_capacity, k=2, capacity=1), bank, max_dropped=0.4)
+    with pytest.warns(DegenerateWarning, match="tokens were taken by no expert of with_capacity"):
+        moe(torch.randn(40, 8))
+
+
+def test_padding_takes_no_part_in_anything() -> None:
+    moe = layer()
+    moe.balance = ((1.0, switch),)
+    x, mask = torch.randn(3, 5, 4), torch.rand(3, 5) > 0.4
+    output, routing = moe(x, mask=mask)
+    alone, expected = moe(x[mask])
+    torch.testing.assert_close(output[mask], alone)
+    assert not output[~mask].any()
+    torch.testing.assert_close(routing.loss, expected.loss)
+    assert int(routing.route.load().sum()) == 2 * int(mask.sum())
+    changed, _ = moe(x + 100 * ~mask[..., None], mask=mask)
+    torch.testing.assert_close(changed, output)
+
+
+def test_only_padding_gives_zeros_and_no_loss() -> None:
+    moe = layer()
+    moe.balance = ((1.0, switch),)
+    output, routing = moe(torch.randn(2, 3, 4), mask=torch.zeros(2, 3, dtype=torch.bool))
+    assert not output.any()
+    assert routing.loss.item() == 0
+
+
+@pytest.mark.parametrize("mask", [torch.ones(3, 5), torch.ones(5, 3, dtype=torch.bool)])
+def test_a_mask_of_another_shape_or_type_is_refused(mask: Tensor) -> None:
+    with pytest.raises(InputError, match=r"the mask must be bool with the shape of the tokens"):
+        layer()(torch.randn(3, 5, 4), mask=mask)
+
+
+def test_a_causal_layer_refuses_parts_that_look_ahead() -> None:
+    bank = FeedForwardExperts(4, 8, 8)
+    with pytest.raises(InputError, match=r"Linear with expert_choice can"):
+        MoE(nn.Linear(8, 4), partial(expert_choice, capacity=2), bank, causal=True)
+    assert MoE(nn.Linear(8, 4), partial(top_k, k=2), bank, causal=True).guarantee.causal
+
+
+def test_a_router_without_gradient_is_warned_of() -> None:
+    bank = FeedForwardExperts(4, 8, 8)
+    with pytest.warns(DegenerateWarning, match=r"the router gets no gradient: top_k"):
+        MoE(nn.Linear(8, 4), partial(top_k, k=1), bank)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MoE(nn.Linear(8, 4), partial(top_k, k=1, renormalize=False), bank)
+
+
+def test_a_router_may_compute_in_a_wider_type() -> None:
+    moe = layer().to(torch.bfloat16)
+    moe.router, moe.router_dtype = moe.router.float(), torch.float32
+    output, routing = moe(torch.randn(6, 4, dtype=torch.bfloat16))
+    assert output.dtype == torch.bfloat16
+    assert routing.scores.dtype == torch.float32

@@ -5,8 +5,7 @@ Legend: T tokens without padding, E experts, D width, N routed rows in branch or
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +81,8 @@ class MoE(nn.Module):
         router_dtype: what the router computes in; None means the type of the tokens. Weights come
             back in the type of the tokens.
         input_dims: trailing dimensions that make up one token: 1 for features, 3 for images.
+        max_dropped: share of the tokens that may go without an expert before a warning. At 1, the
+            default, only a call that drops everything warns, which costs nothing to see.
 
     Raises:
         InputError: `causal`, and the parts are not.
@@ -101,6 +102,7 @@ class MoE(nn.Module):
         causal: bool = False,
         router_dtype: torch.dtype | None = None,
         input_dims: int = 1,
+        max_dropped: float = 1.0,
     ) -> None:
         super().__init__()
         self.router, self.select, self.experts = router, select, experts
@@ -109,6 +111,7 @@ class MoE(nn.Module):
         # Terms with weights or counters of their own are saved with the layer.
         self.balance_terms = nn.ModuleList(t for _, t in self.balance if isinstance(t, nn.Module))
         self.causal, self.router_dtype, self.input_dims = causal, router_dtype, input_dims
+        self.max_dropped = max_dropped
         if causal and not self.guarantee.causal:
             raise InputError(
                 "a causal layer may not route a token by later ones, "
@@ -155,6 +158,7 @@ class MoE(nn.Module):
         route = (select or self.select)(scored.scores)
         if self.estimator is not None:
             route = self.estimator(scored.scores, route)
+        self._warn_if_dropped(route, select or self.select)
         y_TD = self._run(x_TD, route)
         routing = Routing(
             scored.scores,
@@ -212,8 +216,21 @@ class MoE(nn.Module):
         for weight, term in self.balance:
             name = _name(term)
             losses[name], weights[name] = term(routing, self), weight
-        changed: dict[str, Any] = {**routing.__dict__, "losses": losses, "weights": weights}
-        return Routing(**changed)
+        return replace(routing, losses=losses, weights=weights)
+
+    def _warn_if_dropped(self, route: Route, select: Select) -> None:
+        tokens, share = route.num_inputs, 1.0
+        if len(route) > 0:
+            if self.max_dropped >= 1:
+                return
+            share = int(route.dropped().sum()) / tokens
+        if tokens > 0 and (share > self.max_dropped or share == 1):
+            warnings.warn(
+                f"{share:.0%} of {tokens} tokens were taken by no expert of {_name(select)}: "
+                "raise its capacity, or look at its scores",
+                DegenerateWarning,
+                stacklevel=3,
+            )
 
     def _warn_if_the_router_cannot_learn(self) -> None:
         """Some set-ups give the router a gradient of zero, such as k = 1 made to sum to one."""
