@@ -42,6 +42,8 @@ def served_one_by_one(scores, k, capacity, overflow, order):
     room = [capacity] * scores.shape[1]
     chosen = [[] for _ in scores]
     turns = list(range(len(scores)))
+    if order == "rank":
+        return served_rank_by_rank(scores, k, room, overflow)
     if order == "score":
         first = scores.softmax(1).nan_to_num(0.0).amax(1).tolist()
         turns.sort(key=lambda t: -first[t])
@@ -58,13 +60,30 @@ def served_one_by_one(scores, k, capacity, overflow, order):
     return chosen
 
 
+def served_rank_by_rank(scores, k, room, overflow):
+    """All first choices, input after input, then all second ones, and so on."""
+    ranked = scores.argsort(1, descending=True).tolist()
+    wishes = [[e for e in row if scores[t, e] > -torch.inf] for t, row in enumerate(ranked)]
+    chosen = [[] for _ in scores]
+    for rank in range(k):
+        for t, wish in enumerate(wishes):
+            if overflow == "drop":
+                left = [e for e in wish[rank : rank + 1] if room[e] > 0]
+            else:
+                left = [e for e in wish if room[e] > 0 and e not in chosen[t]]
+            for e in left[:1]:
+                chosen[t].append(e)
+                room[e] -= 1
+    return chosen
+
+
 @fast
 @given(
     scores(max_inputs=12, ties=st.just(False)),
     st.data(),
     st.integers(1, 6),
     st.sampled_from(["drop", "reroute"]),
-    st.sampled_from(["position", "score"]),
+    st.sampled_from(["position", "score", "rank"]),
 )
 def test_with_capacity_serves_one_input_after_the_other(scores, data, capacity, overflow, order):
     k = data.draw(st.integers(1, scores.shape[1]))
@@ -112,6 +131,14 @@ def test_by_score_the_surer_input_keeps_the_place():
     assert rows(rerouted) == [[], [0], [1]]
 
 
+def test_by_rank_a_first_choice_comes_before_an_earlier_inputs_second():
+    scores = torch.tensor([[5.0, 4.0, 0.0], [0.0, 9.0, 1.0]])
+    assert rows(with_capacity(scores, 2, 1)) == [[0, 1], [2]]
+    assert rows(with_capacity(scores, 2, 1, order="rank")) == [[0], [1, 2]]
+    rerouted = with_capacity(scores, 2, 1, order="rank", overflow="reroute")
+    assert rows(rerouted) == [[0, 2], [1]]
+
+
 def test_weights_that_are_not_normalised_are_those_of_the_branch_that_was_taken():
     scores = torch.tensor([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
     route = with_capacity(scores, 1, 1, overflow="reroute", renormalize=False)
@@ -131,5 +158,7 @@ def test_a_capacity_below_one_is_refused(capacity):
 def test_unknown_words_are_refused_with_those_known():
     with pytest.raises(RouteError, match="overflow must be one of drop, reroute, got 'wait'"):
         with_capacity(torch.randn(3, 2), 1, 1, overflow="wait")
-    with pytest.raises(RouteError, match="order must be one of position, score, got 'random'"):
+    with pytest.raises(
+        RouteError, match="order must be one of position, score, rank, got 'random'"
+    ):
         with_capacity(torch.randn(3, 2), 1, 1, order="random")

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 
 from pointsman.errors import RouteError
-from pointsman.select import Guarantee, guarantee_of, guarantees, top_k, with_capacity
+from pointsman.select import Guarantee, guarantee_of, guarantees, prototypes, top_k, with_capacity
 
 
 def test_a_declaration_is_read_back_through_partials():
@@ -18,6 +18,14 @@ def test_a_declaration_may_hang_on_an_argument_and_the_outermost_partial_decides
     assert guarantee_of(scored) == by_score
     assert guarantee_of(partial(scored, k=2)) == by_score
     assert guarantee_of(partial(scored, order="position")) == by_position
+
+
+def test_a_declaration_may_hang_on_whether_an_argument_is_given():
+    assert guarantee_of(prototypes) == Guarantee(True, True)
+    assert guarantee_of(partial(prototypes, capacity=None)) == Guarantee(True, True)
+    limited = partial(prototypes, capacity=3)
+    assert guarantee_of(limited) == Guarantee(False, True)
+    assert guarantee_of(partial(limited, capacity=None)) == Guarantee(True, True)
 
 
 def test_a_decorated_function_stays_itself():

@@ -2,8 +2,10 @@
 
 from pointsman.select.balanced import balanced, sinkhorn
 from pointsman.select.capacity import expert_choice, with_capacity
+from pointsman.select.grouped import group_limited, prototypes, within_best_group
 from pointsman.select.guarantee import Guarantee, guarantee_of, guarantees
 from pointsman.select.hashing import hashed
+from pointsman.select.rectify import rectified
 from pointsman.select.sample import categorical, gumbel
 from pointsman.select.staged import (
     first_confident,
@@ -14,6 +16,7 @@ from pointsman.select.staged import (
 )
 from pointsman.select.threshold import relu, threshold, top_p
 from pointsman.select.topk import top_k
+from pointsman.select.transport import sparse_transport
 
 __all__ = [
     "Guarantee",
@@ -21,6 +24,7 @@ __all__ = [
     "categorical",
     "expert_choice",
     "first_confident",
+    "group_limited",
     "guarantee_of",
     "guarantees",
     "gumbel",
@@ -28,11 +32,15 @@ __all__ = [
     "margin",
     "max_probability",
     "negative_entropy",
+    "prototypes",
+    "rectified",
     "relu",
     "sinkhorn",
+    "sparse_transport",
     "threshold",
     "top_k",
     "top_p",
     "window",
     "with_capacity",
+    "within_best_group",
 ]

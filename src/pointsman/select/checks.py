@@ -75,3 +75,26 @@ def check_count(value: int, name: str, least: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise RouteError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_word(name: str, word: str, known: tuple[str, ...]) -> None:
+    """One of the known words.
+
+    Raises:
+        RouteError: it is not.
+    """
+    if word not in known:
+        raise RouteError(f"{name} must be one of {', '.join(known)}, got {word!r}")
+
+
+def check_bias(bias: Tensor, num_branches: int) -> None:
+    """One number a branch, floating point, without NaN and +inf (on a CPU).
+
+    Raises:
+        RouteError: another shape or type, or such a value.
+    """
+    if bias.shape != (num_branches,):
+        raise RouteError(
+            f"the bias must have shape (branches,) = ({num_branches},), got {tuple(bias.shape)}"
+        )
+    check_values(bias, "the bias")

@@ -40,6 +40,7 @@ def guarantees(
     batch_independent: bool,
     causal: bool,
     unless: Mapping[tuple[str, object], Guarantee] | None = None,
+    given: Mapping[str, Guarantee] | None = None,
 ) -> Callable[[Function], Function]:
     """Decorator that writes a `Guarantee` on a selection, as its attribute `guarantee`.
 
@@ -47,13 +48,15 @@ def guarantees(
         batch_independent: see `Guarantee`.
         causal: see `Guarantee`.
         unless: (keyword, value) to the guarantee that holds instead with that argument.
+        given: keyword to the guarantee that holds instead where that argument is not None.
     """
     guarantee = Guarantee(batch_independent, causal)
-    exceptions = dict(unless or {})
+    exceptions, optional = dict(unless or {}), dict(given or {})
 
     def declare(function: Function) -> Function:
         function.guarantee = guarantee  # type: ignore[attr-defined]
         function.guarantee_unless = exceptions  # type: ignore[attr-defined]
+        function.guarantee_given = optional  # type: ignore[attr-defined]
         return function
 
     return declare
@@ -79,5 +82,9 @@ def guarantee_of(function: Callable[..., Any]) -> Guarantee:
     exceptions: Mapping[tuple[str, object], Guarantee] = getattr(function, "guarantee_unless", {})
     for (keyword, value), exception in exceptions.items():
         if keyword in bound and bound[keyword] == value:
+            return exception
+    optional: Mapping[str, Guarantee] = getattr(function, "guarantee_given", {})
+    for keyword, exception in optional.items():
+        if bound.get(keyword) is not None:
             return exception
     return guarantee

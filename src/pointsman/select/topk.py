@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pointsman.errors import RouteError
 from pointsman.route import Route
-from pointsman.select.checks import check_k, check_scores, check_values
+from pointsman.select.checks import check_bias, check_k, check_scores
 from pointsman.select.guarantee import guarantees
 from pointsman.select.noise import normal_like
 from pointsman.select.weighing import Weigh, weigh_chosen
@@ -67,12 +67,7 @@ def _for_choosing(
     scores_TE: Tensor, bias: Tensor | None, noise: float, generator: torch.Generator | None
 ) -> Tensor:
     if bias is not None:
-        if bias.shape != scores_TE.shape[1:]:
-            raise RouteError(
-                f"the bias must have shape (branches,) = ({scores_TE.shape[1]},), "
-                f"got {tuple(bias.shape)}"
-            )
-        check_values(bias, "the bias")
+        check_bias(bias, scores_TE.shape[1])
         scores_TE = scores_TE + bias.detach()
     if not 0 <= noise < float("inf"):
         raise RouteError(f"noise is a standard deviation, finite and at least 0, got {noise!r}")
