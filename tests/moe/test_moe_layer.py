@@ -19,7 +19,8 @@ from pointsman.select import expert_choice, top_k, with_capacity
 def layer(experts: int = 5, width: int = 4, hidden: int = 6, k: int = 2, seed: int = 0) -> MoE:
     torch.manual_seed(seed)
     bank = FeedForwardExperts(experts, width, hidden)
-    nn.init.normal_(bank.up_bias_EH)
+    assert bank.up_bias_EF is not None
+    nn.init.normal_(bank.up_bias_EF)
     with warnings.catch_warnings():  # k = 1 that sums to one, which a test below is about
         warnings.simplefilter("ignore", DegenerateWarning)
         return MoE(nn.Linear(width, experts, bias=False), partial(top_k, k=k), bank)
@@ -34,8 +35,8 @@ def dense(moe: MoE, x_TD: Tensor, k: int) -> Tensor:
     mask_TE = torch.zeros_like(scores_TE).scatter(1, chosen_TK, 1.0)
     weights_TE = torch.softmax(scores_TE, dim=1) * mask_TE
     weights_TE = weights_TE / weights_TE.sum(dim=1, keepdim=True)
-    hidden_TEH = bank.activation(torch.einsum("td,edh->teh", x_TD, bank.up_EDH) + bank.up_bias_EH)
-    answers_TED = torch.einsum("teh,ehd->ted", hidden_TEH, bank.down_EHD)
+    hidden_TEF = torch.einsum("td,efd->tef", x_TD, bank.up_EFD) + bank.up_bias_EF
+    answers_TED = torch.einsum("tef,edf->ted", bank.activation(hidden_TEF), bank.down_EDF)
     return (weights_TE[:, :, None] * answers_TED).sum(dim=1)
 
 
@@ -74,8 +75,9 @@ def test_one_expert_is_a_plain_feed_forward() -> None:
     bank = moe.experts
     assert isinstance(bank, FeedForwardExperts)
     x = torch.randn(9, 4)
-    hidden = torch.nn.functional.gelu(x @ bank.up_EDH[0] + bank.up_bias_EH[0])
-    torch.testing.assert_close(moe(x)[0], hidden @ bank.down_EHD[0])
+    assert bank.up_bias_EF is not None
+    hidden = torch.nn.functional.gelu(x @ bank.up_EFD[0].T + bank.up_bias_EF[0])
+    torch.testing.assert_close(moe(x)[0], hidden @ bank.down_EDF[0].T)
 
 
 def test_all_leading_dimensions_are_tokens() -> None:
@@ -104,7 +106,7 @@ def test_experts_without_tokens_do_no_harm() -> None:
     output, routing = moe(x)
     assert routing.route.load().tolist() == [0, 0, 6, 0]
     output.sum().backward()
-    grad = moe.experts.up_EDH.grad  # type: ignore[union-attr]
+    grad = moe.experts.up_EFD.grad  # type: ignore[union-attr]
     assert isinstance(grad, Tensor)
     assert grad[2].any()
     assert not grad[[0, 1, 3]].any()

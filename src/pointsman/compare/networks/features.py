@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from pointsman.moe import FeedForwardExperts, MoE
@@ -39,7 +38,7 @@ class RoutedMLP(nn.Module):
         self.moe = MoE(
             nn.Linear(width, experts, bias=False),
             partial(top_k, k=2),
-            FeedForwardExperts(experts, width, hidden, activation=torch.relu),
+            FeedForwardExperts(experts, width, hidden, activation="relu"),
         )
         self.head = nn.Linear(width, classes)
 
