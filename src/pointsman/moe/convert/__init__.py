@@ -1,1 +1,75 @@
 """From dense layers to experts, and to and from other libraries."""
+
+from pointsman.moe.convert.carve import (
+    Carving,
+    LearnedScale,
+    RepresentativeRouter,
+    activity,
+    assign,
+    carve,
+    carve_as,
+    typical,
+)
+from pointsman.moe.convert.dense import (
+    OutputBias,
+    average,
+    copy,
+    merge,
+    redraw,
+    split,
+    top_k_slices,
+)
+from pointsman.moe.convert.huggingface import (
+    GateScores,
+    SharedExpert,
+    from_block,
+    is_sparse_block,
+    load_block,
+    save_block,
+    softmax_top_k,
+)
+from pointsman.moe.convert.in_place import (
+    Collected,
+    RoutedBlock,
+    adopt,
+    collected,
+    release,
+    routed_layers,
+    wrap,
+)
+from pointsman.moe.convert.reading import Dense, GatedFeedForward, read_dense
+
+__all__ = [
+    "Carving",
+    "Collected",
+    "Dense",
+    "GateScores",
+    "GatedFeedForward",
+    "LearnedScale",
+    "OutputBias",
+    "RepresentativeRouter",
+    "RoutedBlock",
+    "SharedExpert",
+    "activity",
+    "adopt",
+    "assign",
+    "average",
+    "carve",
+    "carve_as",
+    "collected",
+    "copy",
+    "from_block",
+    "is_sparse_block",
+    "load_block",
+    "merge",
+    "read_dense",
+    "redraw",
+    "release",
+    "routed_layers",
+    "save_block",
+    "softmax_top_k",
+    "split",
+    "top_k_slices",
+    "typical",
+    "wrap",
+]
