@@ -16,16 +16,20 @@ NAMES = {
         "deferral_area deferral_curve fixed_sequence inputs_needed oracle p_value pgr "
         "random_mixing safest_first standard_error upper_bound"
     ),
-    "pointsman.moe": "Context FeedForwardExperts MoE Routing",
+    "pointsman.moe": (
+        "Context FeedForwardExperts LayerReport Leaks MoE Routing Slots SoftMoE Telemetry "
+        "agreement check_guarantee leaks watch"
+    ),
     "pointsman.pool": "Cascade",
     "pointsman.run": (
         "Answer Confidence Stage StageCosts Thresholds evaluating outcomes_of_stages run_staged "
         "stage_thresholds staged_outcomes subset_thresholds"
     ),
     "pointsman.select": (
-        "Guarantee balanced categorical expert_choice first_confident guarantee_of guarantees "
-        "gumbel hashed margin max_probability negative_entropy relu sinkhorn threshold top_k top_p "
-        "window with_capacity"
+        "Guarantee balanced categorical expert_choice first_confident group_limited guarantee_of "
+        "guarantees gumbel hashed margin max_probability negative_entropy prototypes rectified "
+        "relu sinkhorn sparse_transport threshold top_k top_p window with_capacity "
+        "within_best_group"
     ),
     "pointsman.supernet": (
         "Nested PrefixBatchNorm2d PrefixConv2d PrefixLayerNorm PrefixLinear make_elastic"

@@ -31,12 +31,7 @@ class _Move(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor | None, plan: Plan, out: bool) -> Tensor:
         ctx.plan, ctx.out = plan, out
         ctx.save_for_backward(x if weights is not None else None, weights)
-        if not out:
-            return _bags(x, plan.inverse, plan.input_offsets, weights)
-        if weights is None:
-            return x.index_select(0, plan.inputs)
-        one_each = torch.arange(len(weights) + 1, device=x.device)
-        return _bags(x, plan.inputs, one_each, weights.index_select(0, plan.order))
+        return _moved(x, weights, plan, out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -54,14 +49,26 @@ class _Move(torch.autograd.Function):
 
 def move(x: Tensor, weights: Tensor | None, plan: Plan, *, out: bool) -> Tensor:
     """Rows of inputs `out` to rows of pairs in branch order, or those back, summed by input."""
+    learns = x.requires_grad or (weights is not None and weights.requires_grad)
+    if not (learns and torch.is_grad_enabled()):  # a rule for gradients costs more than few rows
+        return _moved(x, weights, plan, out)
     moved: Tensor = _Move.apply(x, weights, plan, out)  # type: ignore[no-untyped-call]
     return moved
 
 
+def _moved(x: Tensor, weights: Tensor | None, plan: Plan, out: bool) -> Tensor:
+    if not out:
+        return _bags(x, plan.inverse, plan.input_offsets, weights)
+    if weights is None:
+        return x.index_select(0, plan.inputs)
+    one_each = torch.arange(weights.shape[0] + 1, device=x.device)
+    return _bags(x, plan.inputs, one_each, weights.index_select(0, plan.order))
+
+
 def _bags(rows: Tensor, index: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
     """Sums of rows[index] between offsets: one pass, many times faster on a CPU than a scatter."""
-    if 0 in rows.shape or len(index) == 0:  # the kernel does not take empty tables
-        return rows.new_zeros(len(offsets) - 1, rows.shape[1])
+    if 0 in rows.shape or index.shape[0] == 0:  # the kernel does not take empty tables
+        return rows.new_zeros(offsets.shape[0] - 1, rows.shape[1])
     return embedding_bag(
         index,
         rows.contiguous(),
@@ -77,8 +84,11 @@ def tally(ids: Tensor, size: int) -> Tensor:
     return ids.new_zeros(size).scatter_add_(0, ids, torch.ones_like(ids))
 
 
-def offsets(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+def offsets(ids: Tensor, size: int) -> Tensor:
+    """(size + 1,): where the ids of each of 0..size-1 would begin and end if they were sorted."""
+    counts = ids.new_zeros(size + 1)
+    counts[1:].scatter_add_(0, ids, torch.ones_like(ids))
+    return counts.cumsum(0)
 
 
 def narrow(size: int) -> torch.dtype:

@@ -8,6 +8,7 @@ row an input. Both are single passes over memory, and each is the other's transp
 their gradients are written with one another below.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
@@ -63,24 +64,25 @@ class Route:
     num_branches: int
 
     def __post_init__(self) -> None:
-        shapes = [tuple(t.shape) for t in (self.inputs, self.branches, self.weights)]
-        if len(shapes[0]) != 1 or len(set(shapes)) != 1:
+        inputs, branches, weights = self.inputs, self.branches, self.weights
+        if inputs.ndim != 1 or not inputs.shape == branches.shape == weights.shape:
+            shapes = [tuple(t.shape) for t in (inputs, branches, weights)]
             raise RouteError(
                 "inputs, branches and weights of a route must be three tensors of one shape (N,), "
                 f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
             )
-        for name, tensor in (("inputs", self.inputs), ("branches", self.branches)):
+        for name, tensor in (("inputs", inputs), ("branches", branches)):
             if tensor.dtype != torch.int64:
                 raise RouteError(
                     f"{name} of a route must be int64, got {tensor.dtype}: use .long()"
                 )
-        if not self.weights.dtype.is_floating_point:
+        if not weights.dtype.is_floating_point:
             raise RouteError(
-                f"weights of a route must be floating point, got {self.weights.dtype}: use .float()"
+                f"weights of a route must be floating point, got {weights.dtype}: use .float()"
             )
-        devices = [str(t.device) for t in (self.inputs, self.branches, self.weights)]
-        if len(set(devices)) != 1:
-            raise RouteError(f"a route must lie on one device, got {', '.join(devices)}: use .to()")
+        if not inputs.device == branches.device == weights.device:
+            devices = ", ".join(str(t.device) for t in (inputs, branches, weights))
+            raise RouteError(f"a route must lie on one device, got {devices}: use .to()")
         for name, count in (("num_inputs", self.num_inputs), ("num_branches", self.num_branches)):
             if not isinstance(count, int) or isinstance(count, bool) or count < 0:
                 raise RouteError(f"{name} must be a whole number of at least 0, got {count!r}")
@@ -112,10 +114,13 @@ class Route:
         num_inputs, slots = branches_TK.shape
         branches, weights = branches_TK.reshape(-1).long(), weights_TK.reshape(-1)
         filled = (branches >= 0).nonzero().squeeze(1)
-        if len(filled) < len(branches):
+        if filled.shape[0] < branches.shape[0]:
             branches, weights = branches.index_select(0, filled), weights.index_select(0, filled)
         inputs = filled.div(max(slots, 1), rounding_mode="floor")
-        return cls(inputs, branches, weights, num_inputs, num_branches)
+        route = cls(inputs, branches, weights, num_inputs, num_branches)
+        if len(route) == num_inputs * slots:
+            route.__dict__["_slots"] = slots  # of every input, which need not be counted again
+        return route
 
     @classmethod
     def from_dense(cls, weights_TE: Tensor, mask_TE: Tensor | None = None) -> Self:
@@ -178,7 +183,7 @@ class Route:
         )
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return self.inputs.shape[0]  # len(tensor) takes longer
 
     def validate(self) -> Self:
         """This route, after a look at every value. On a GPU the host waits for it.
@@ -219,12 +224,17 @@ class Route:
         _, order = torch.sort(self.branches.to(narrow(self.num_branches)), stable=True)
         positions = torch.arange(len(self), device=order.device)
         inverse = torch.empty_like(order).scatter_(0, order, positions)
+        slots = self.__dict__.get("_slots")
+        if slots:
+            input_offsets = torch.arange(0, len(self) + 1, slots, device=order.device)
+        else:
+            input_offsets = offsets(self.inputs, self.num_inputs)
         return Plan(
             order,
             inverse,
             self.inputs.index_select(0, order),
-            offsets(self.load()),
-            offsets(self.branches_per_input()),
+            offsets(self.branches, self.num_branches),
+            input_offsets,
         )
 
     def by_branch(self) -> BranchOrder:
@@ -381,8 +391,10 @@ class Route:
     def weighted(self, weights_N: Tensor) -> "Route":
         """The same pairs under other weights (N,); the sort by branch is kept."""
         route = Route(self.inputs, self.branches, weights_N, self.num_inputs, self.num_branches)
-        if "_plan" in self.__dict__:
-            route.__dict__["_plan"] = self._plan
+        known = ("_plan", "_slots")
+        route.__dict__.update(
+            {name: self.__dict__[name] for name in known if name in self.__dict__}
+        )
         return route
 
     def detach(self) -> "Route":
@@ -395,7 +407,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _width(x: Tensor) -> int:
-    return int(np.prod(x.shape[1:], dtype=np.int64))
+    return math.prod(x.shape[1:])
 
 
 def _ones_like(ids: Tensor) -> Tensor:
@@ -414,7 +426,7 @@ def _require_integer(tensor: Tensor, name: str) -> None:
 
 
 def _require_rows(tensor: Tensor, count: int, verb: str, noun: str) -> None:
-    if tensor.ndim == 0 or len(tensor) != count:
+    if tensor.ndim == 0 or tensor.shape[0] != count:
         raise RouteError(
             f"{verb} needs one row for each {noun} of the route, {count} in all, "
             f"got shape {tuple(tensor.shape)}"
