@@ -8,9 +8,9 @@ OLMoE's block with its experts run by a loop ("eager"), by `grouped_mm` and, for
 before anything is timed. They run in turns in one process; the table shows medians of process CPU
 time and of wall time in milliseconds (on a GPU wall time alone), then ratios with their goals.
 
-For one token, the products of the k chosen experts by themselves are timed too. Memory is what a
-forward and backward pass adds to the resident set at its peak, in a process of its own, less the
-gradients of the weights.
+The chosen experts' matrix products by themselves are timed too: no way of running them takes less.
+Memory is what a forward and backward pass adds to the resident set at its peak, in a process of its
+own, less the gradients of the weights of experts that were used.
 
 Legend: T tokens, D width, F hidden width of one expert, E experts, K = k of each token.
 """
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -104,7 +105,9 @@ def olmoe(size: Size, moe: MoE, implementation: str) -> nn.Module:
     return block.to(moe.router.weight)
 
 
-def contenders(size: Size, dtype: torch.dtype, device: str) -> dict[str, Callable[[Tensor], Tensor]]:
+def contenders(
+    size: Size, dtype: torch.dtype, device: str
+) -> dict[str, Callable[[Tensor], Tensor]]:
     """Functions from tokens (T, D) to answers (T, D)."""
     torch.manual_seed(0)
     moe = our_layer(size).to(device, dtype)
@@ -146,7 +149,9 @@ def assert_same(layers: dict[str, Any], x: Tensor) -> None:
             y = layer(x)
             found[name] = (y, *torch.autograd.grad(y, x, torch.ones_like(y)))
     for name, theirs in found.items():
-        torch.testing.assert_close(found["ours"], theirs, msg=lambda m, n=name: f"{n}: {m}", **loose)
+        torch.testing.assert_close(
+            found["ours"], theirs, msg=lambda m, n=name: f"{n}: {m}", **loose
+        )
 
 
 def forward(layer: Any, x: Tensor) -> Call:
@@ -169,17 +174,41 @@ def forward_backward(layer: Any, x: Tensor) -> Call:
     return call
 
 
-def matvecs(moe: MoE, x: Tensor) -> Call:
-    """The products of one token's chosen experts, without any routing."""
+def products(moe: MoE, x: Tensor, *, backward: bool) -> Call:
+    """The chosen experts' matrix products by themselves, into memory that is there.
+
+    Nothing is routed, moved or activated: what no way of running these experts can do without. For
+    one token they are matrix-vector products.
+    """
     bank = moe.experts
-    chosen = moe(x)[1].route.branches.tolist()
-    ups, downs = bank.up_EFD.detach().unbind(0), bank.down_EDF.detach().unbind(0)
-    row = x.detach()[0]
+    order = moe(x)[1].route.by_branch()
+    offsets, rows = order.offsets.tolist(), x.detach().index_select(0, order.inputs)
+    up, down = bank.up_EFD.detach(), bank.down_EDF.detach()
+    hidden, active = (
+        rows.new_zeros(len(rows), up.shape[1]),
+        rows.new_zeros(len(rows), down.shape[2]),
+    )
+    grad, grad_up, grad_down = rows.clone(), torch.zeros_like(up), torch.zeros_like(down)
+    used = [(e, a, b) for e, (a, b) in enumerate(pairwise(offsets)) if a < b]
+    pieces = [
+        (up[e], down[e], grad_up[e], grad_down[e], *(t[a:b] for t in (rows, hidden, active, grad)))
+        for e, a, b in used
+    ]
 
     def call() -> None:
-        for e in chosen:
-            gate, plain = torch.mv(ups[e], row).chunk(2)
-            torch.mv(downs[e], silu(gate) * plain)
+        for w, v, dw, dv, x, h, a, g in pieces:
+            if len(x) == 1:
+                torch.mv(w, x[0], out=h[0])
+                torch.mv(v, a[0], out=g[0])
+            else:
+                torch.mm(x, w.t(), out=h)
+                torch.mm(a, v.t(), out=g)
+            if backward:
+                torch.mm(g.t(), a, out=dv)
+                torch.mm(g, v, out=a)
+                torch.mm(h.t(), x, out=dw)
+                torch.mm(h, w, out=x)
+        rows.fill_(1)  # so that repeats do not run into infinity
 
     return call
 
@@ -213,10 +242,11 @@ def row(size: Size, dtype: torch.dtype, device: str, rounds: int) -> dict[str, A
     x = torch.randn(size.tokens, size.width, device=device, dtype=dtype, requires_grad=True)
     assert_same(layers, x)
     calls = {name: forward(layer, x) for name, layer in layers.items()}
-    if size.tokens == 1:
-        calls["matvecs"] = matvecs(layers["ours"].moe, x)  # type: ignore[attr-defined]
+    moe: MoE = layers["ours"].moe  # type: ignore[attr-defined]
+    calls["products"] = products(moe, x, backward=False)
     times = {"forward": timed(calls, device, rounds)}
     calls = {name: forward_backward(layer, x) for name, layer in layers.items()}
+    calls["products"] = products(moe, x, backward=True)
     times["forward+backward"] = timed(calls, device, rounds)
     return {
         "size": size._asdict(),
@@ -239,9 +269,8 @@ def ratios(row: dict[str, Any], clock: int) -> dict[str, tuple[float, float | No
         backward = way == "forward+backward"
         found[f"{way}: ours / dense"] = times["ours"] / times["dense"], goal if backward else None
         found[f"{way}: best HF / ours"] = best / times["ours"], 1.0 if backward and judged else None
-    if "matvecs" in both["forward"]:
-        alone = both["forward"]["matvecs"]
-        found["forward: ours / products"] = both["forward"]["ours"] / alone, 2.0 if judged else None
+        alone = 2.0 if judged and size.tokens == 1 and not backward else None
+        found[f"{way}: ours / products"] = times["ours"] / times["products"], alone
     return found
 
 
@@ -266,19 +295,22 @@ def measure_memory(which: str, size: Size) -> float:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     layer = _First(our_layer(size)) if which == "ours" else Dense(size)
-    small = torch.randn(2, size.width, requires_grad=True)
-    layer(small).sum().backward()  # what the first call loads is not counted
+    x = torch.randn(size.tokens, size.width, requires_grad=True)
+    layer(x).sum().backward()  # what the first call loads and keeps is not counted
     weights = list(layer.parameters())
     for weight in weights:
         weight.grad = None
-    x = torch.randn(size.tokens, size.width, requires_grad=True)
-    seed = torch.randn_like(x)
+    x.grad, seed = None, torch.randn_like(x)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmHWM")
     layer(x).backward(seed)
-    grads = sum(weight.grad.nbytes for weight in weights if weight.grad is not None)
-    return (_status("VmHWM") - before) - grads / 2**20
+    peak, grads = _status("VmHWM"), 0
+    for weight in weights:
+        assert weight.grad is not None
+        parts = weight.grad if weight.ndim == 3 else [weight.grad]
+        grads += sum(part.nbytes for part in parts if part.any())
+    return peak - before - grads / 2**20
 
 
 def _status(name: str) -> float:

@@ -6,6 +6,7 @@ Legend: T tokens without padding, E experts, D width, N routed rows in branch or
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -153,13 +154,19 @@ class MoE(nn.Module):
         flat = x.reshape(shape.numel(), *inner)
         kept = None if mask is None else _kept(mask, shape)
         x_TD = flat if kept is None else flat.index_select(0, kept)
-        about = (context or Context()).of_tokens(shape, kept, x.device)
+        about = Context()
+        if context is not None or isinstance(self.router, Router):
+            about = (context or about).of_tokens(shape, kept, x.device)
         scored = self._score(x_TD, about)
-        route = (select or self.select)(scored.scores)
-        if self.estimator is not None:
-            route = self.estimator(scored.scores, route)
+        send = self._send
+        if torch.compiler.is_compiling():
+            from pointsman.moe._uncompiled import uncompiled
+
+            send = partial(uncompiled, self._send)
+        route, y_TD = send(x_TD, scored.scores, select or self.select)
         self._warn_if_dropped(route, select or self.select)
-        y_TD = self._run(x_TD, route)
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(x_TD)
         routing = Routing(
             scored.scores,
             route,
@@ -194,20 +201,27 @@ class MoE(nn.Module):
     def _score(self, x_TD: Tensor, context: Context) -> Scored:
         dtype = self.router_dtype
         features = x_TD if dtype is None else x_TD.to(dtype)
-        if isinstance(self.router, Router):
-            scored = self.router(features, context)
-        else:
-            scored = self.router(features)
+        try:
+            if isinstance(self.router, Router):
+                scored = self.router(features, context)
+            else:
+                scored = self.router(features)
+        except RuntimeError:
+            _require_like(self.router, features)
+            raise
         return scored if isinstance(scored, Scored) else Scored(scored)
 
-    def _run(self, x_TD: Tensor, route: Route) -> Tensor:
+    def _send(self, x_TD: Tensor, scores_TE: Tensor, select: Select) -> tuple[Route, Tensor]:
+        """The route, and what the experts make of the tokens."""
+        route = select(scores_TE)
+        if self.estimator is not None:
+            route = self.estimator(scores_TE, route)
         rows = self.experts(route.dispatch(x_TD), route.by_branch().offsets)
         if route.weights.dtype != rows.dtype and (
             self.router_dtype is not None or torch.is_autocast_enabled(x_TD.device.type)
         ):
-            route = route.weighted(route.weights.to(rows.dtype))
-        y_TD = route.combine(rows)
-        return y_TD if self.shared is None else y_TD + self.shared(x_TD)
+            return route, route.weighted(route.weights.to(rows.dtype)).combine(rows)
+        return route, route.combine(rows)
 
     def _account(self, routing: Routing) -> Routing:
         if not self.balance:
@@ -269,6 +283,25 @@ def router_can_learn(select: Select, estimator: Estimator | None, num_experts: i
     except (RuntimeError, ValueError, IndexError):
         return True
     return grad is not None and bool(grad.abs().max() > 1e-9)
+
+
+def _require_like(router: nn.Module, x_TD: Tensor) -> None:
+    """After a failure: whether the router's weights do not fit the tokens.
+
+    Raises:
+        InputError: they are of another type or on another device, or a linear router takes another
+            width.
+    """
+    for weight in router.parameters():
+        if (weight.dtype, weight.device) != (x_TD.dtype, x_TD.device):
+            raise InputError(
+                f"the router is {weight.dtype} on {weight.device}, the tokens {x_TD.dtype} on "
+                f"{x_TD.device}: use .to() on one of them, or router_dtype"
+            )
+    if isinstance(router, nn.Linear) and x_TD.shape[1:] != (router.in_features,):
+        raise InputError(
+            f"the router takes tokens of width {router.in_features}, got {tuple(x_TD.shape[1:])}"
+        )
 
 
 def _kept(mask: Tensor, shape: torch.Size) -> Tensor:

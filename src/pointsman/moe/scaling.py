@@ -14,6 +14,9 @@ from pointsman.errors import InputError
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Numbers: TypeAlias = float | Sequence[float] | Array
 
+# Of log(start) and log(limit / start - 1). A limit next to the start would make experts a constant
+# times anything, and the exponents would lose their meaning.
+BOUNDS = ((-0.7, 5.0), (0.0, 12.0))
 STARTS = ((1.0, 100.0), (2.0, 1000.0), (4.0, 30.0))  # of the search for (start, limit)
 
 
@@ -88,7 +91,7 @@ def fit(
     """The law nearest to these runs, by least squares on the logarithm of the loss.
 
     For given `start` and `limit` the law is linear in the rest, which is solved exactly; the two
-    are searched for.
+    are searched for, from a start of 0.5 on, with a limit of at least twice the start.
 
     Args:
         parameters: (R,) sizes, of at least two kinds.
@@ -126,7 +129,7 @@ def fit(
             misfit,
             np.log([start, limit / start - 1]),
             method="L-BFGS-B",
-            bounds=((-3.0, 5.0), (-3.0, 12.0)),
+            bounds=BOUNDS,
             options={"ftol": 1e-15, "gtol": 1e-12},
         )
         for start, limit in STARTS
@@ -135,7 +138,7 @@ def fit(
     a, b, *rest = (float(value) for value in solve(best)[0])
     c, d = (rest[0], rest[1]) if interaction else (0.0, rest[0])
     start, limit = _range(best)
-    return RoutedLaw(a, b - c * centre, c, d - a * centre, start, limit)
+    return RoutedLaw(a, float(b - c * centre), c, float(d - a * centre), start, limit)
 
 
 def _saturated(experts: Array, start: float, limit: float) -> Array:

@@ -160,4 +160,7 @@ CLAIM = Claim(
         "random experts": "random experts: relative error",
         "most active": "most active: relative error",
     },
+    note="Carving is closer to the dense layer than every baseline in every seed, but not by the "
+    "quarter asked for over the most active units. A trial of the same check elsewhere found 0.39, "
+    "against 0.67 and 0.58, in a network that was not kept.",
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pointsman.moe import MoE
     from pointsman.moe.competition import CompetitionSchedule
 
-EXPERTS, K, WIDTH, HIDDEN = 8, 2, 16, 32
+EXPERTS, K, WIDTH, HIDDEN = 8, 2, 16, 8
 SHARE, UPDATES = 0.07, 600
 
 

@@ -5,17 +5,17 @@ Eigen et al., "Learning Factored Representations in a Deep Mixture of Experts" (
 
 Each layer is a softmax mixture of all its experts, its gate a small network on the layer's input,
 so every pair of experts is a path of its own. In the first third of training a running total keeps
-any expert from getting far ahead of the mean. The composition is `systems.vision.deep_moe`.
+any expert from getting far ahead of the mean. The composition is `systems.factored.deep_moe`.
 
 What was settled:
 - Digits of 8x8 pixels at one of the four corners of a 14x14 canvas take the place of jittered
   MNIST: the corner is "where", the digit "what". Gate and class, or gate and corner, are compared
   by the mutual information of the gate's largest expert with them, on every test digit at every
   corner.
-- 4 and 4 experts of 20 units, gates of 50 and 20; 3000 Adam steps. The margin of the running
-  total was not found; 200 tokens is used.
-- Beside it stands a plain network that runs as many units, and the mixture without the constraint;
-  both are reported and decide nothing.
+- 4 and 4 experts of 20 units, gates of 50 and 20; 2000 Adam steps. The margin of the running
+  total was not found; 20 tokens, of batches of 128, did best on another seed.
+- The mixture without the constraint stands beside it; it is reported and decides nothing. That one
+  network for each of the 16 combinations would be no better was not measured.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 EXPERTS = 4
 SIZES = (196, 20, 20)
 GATES = (50, 20)
-UPDATES, BATCH, RATE = 3000, 128, 3e-3
-MARGIN = 200.0
+UPDATES, BATCH, RATE = 2000, 128, 1e-3
+MARGIN = 20.0  # tokens
 
 
 def quick() -> None:
@@ -38,16 +38,19 @@ def quick() -> None:
     import torch
     from torch.testing import assert_close
 
-    from pointsman.moe import Routing
-    from pointsman.moe.systems.vision import EvenShares, deep_moe
+    from pointsman.moe import MoE, Routing
+    from pointsman.moe.systems.factored import EvenShares, RectifiedLinearExperts, deep_moe
 
     torch.manual_seed(0)
     layers = deep_moe((6, 5, 3), 4, (8, 8))
     x = torch.randn(7, 6)
     for layer in layers:
-        weights = torch.softmax(layer.router(x), dim=1)  # type: ignore[operator]
+        assert isinstance(layer, MoE)
         bank = layer.experts
-        every = torch.einsum("td,eod->teo", x, bank.weight_EOD) + bank.bias_EO  # type: ignore[arg-type, operator, union-attr]
+        assert isinstance(bank, RectifiedLinearExperts)
+        assert bank.bias_EO is not None
+        weights = torch.softmax(layer.router(x), dim=1)
+        every = torch.einsum("td,eod->teo", x, bank.weight_EOD) + bank.bias_EO
         y, routing = layer(x)
         assert_close(y, torch.einsum("te,teo->to", weights, every.relu()))
         must(len(routing.route) == 28, "every expert runs on every token")
@@ -68,7 +71,6 @@ def quick() -> None:
 def full(seed: int) -> Figures:
     """What each gate tells about corner and class, in bits, and the accuracies."""
     import torch
-    from torch import nn
 
     from pointsman.claims import testbeds
 
@@ -82,17 +84,10 @@ def full(seed: int) -> Figures:
         for at, gate in enumerate(gates, start=1):
             found[f"{name}, gate {at}: bits about corner"] = _bits(gate, corner)
             found[f"{name}, gate {at}: bits about class"] = _bits(gate, y)
-        found[f"{name}: paths used"] = float(len((gates[0] * EXPERTS + gates[1]).unique()))
+        found[f"{name}: paths used"] = float(
+            (gates[0] * EXPERTS + gates[1]).bincount().count_nonzero()
+        )
         found[f"{name}: accuracy"] = testbeds.accuracy(logits, y)
-    torch.manual_seed(seed)
-    units = EXPERTS * SIZES[1]
-    plain = nn.Sequential(
-        nn.Linear(SIZES[0], units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(),
-        nn.Linear(units, 10),
-    )  # fmt: skip
-    _fit(plain, lambda x: plain(x), seed, data.train)
-    with torch.no_grad():
-        found["plain, as many units: accuracy"] = testbeds.accuracy(plain(x), y)
     return found
 
 
@@ -100,7 +95,8 @@ def _train(seed: int, margin: float, part: "object") -> "nn.ModuleList":
     import torch
     from torch import nn
 
-    from pointsman.moe.systems.vision import deep_moe
+    from pointsman.moe import MoE
+    from pointsman.moe.systems.factored import EvenShares, deep_moe
 
     torch.manual_seed(seed)
     network = deep_moe(SIZES, EXPERTS, GATES, margin=margin)
@@ -114,8 +110,10 @@ def _train(seed: int, margin: float, part: "object") -> "nn.ModuleList":
 
     def after(update: int) -> None:
         for layer, routing in routings.items():
+            assert isinstance(layer, MoE)
+            assert isinstance(layer.select, EvenShares)
             layer.after_step([routing])
-            layer.select.constrained = update < UPDATES // 3  # type: ignore[union-attr]
+            layer.select.constrained = update < UPDATES // 3
 
     _fit(network, forward, seed, part, after)
     return network
@@ -139,7 +137,7 @@ def _fit(
         corner = torch.randint(4, (BATCH,), generator=generator)
         loss = cross_entropy(forward(_placed(part.x[rows], corner)), part.y[rows])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if callable(after):
             after(update)
@@ -205,10 +203,10 @@ CLAIM = Claim(
     claim="In two stacked mixtures the first gate learns where a digit is and the second what it "
     "is, and all combinations of their experts are used.",
     baseline="The two gates against each other; beside them the same network without the running "
-    "total, and a plain one of as many units.",
-    criterion="In the mean over the seeds, the second gate tells more than twice as many bits about "
-    "the class as the first, and the first more than ten times as many about the corner as the "
-    "second; and in every seed all 16 pairs of experts lead on some test input.",
+    "total.",
+    criterion="In the mean over the seeds, the second gate tells more than twice as many bits "
+    "about the class as the first, and the first more than ten times as many about the corner as "
+    "the second; and in every seed all 16 pairs of experts lead on some test input.",
     quick=quick,
     full=full,
     decide=decide,

@@ -13,9 +13,9 @@ What was settled:
 - The paper's exact distance was not found; the mean squared difference of the distributions is
   used. Probabilities are kept 1e-4 from 0 and 1 and the density at most 50.
 - A linear router on 4,000 random vectors, 4 experts, trained for 400 updates of Adam by the loss
-  alone, and once by the switch loss alone. Rows start small (0.02), and tokens unsure, as in an
-  upcycled network. So what is measured is what each loss asks for, not what
-  it does to a task: the paper's gains on vision-language benchmarks are not within reach here.
+  alone, and once by the switch loss alone. Rows start small (0.02), so that tokens are unsure, as
+  in an upcycled network. What is measured is what each loss asks for, not what it does to a task:
+  the paper's gains on vision-language benchmarks are not within reach here.
 - "Distance" is the largest gap between the two distributions (Kolmogorov-Smirnov), the mean over
   experts; loads are of top-1.
 """

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from pointsman.claims.frame import Claim, Figures, mean, must
 
-EXPERTS, WIDTH, HIDDEN, CLUSTERS = 8, 16, 32, 12
+EXPERTS, WIDTH, HIDDEN, CLUSTERS = 8, 16, 16, 12
 UPDATES = 600
 
 

@@ -34,6 +34,7 @@ def quick() -> None:
     from torch.testing import assert_close
 
     from pointsman.moe import FeedForwardExperts
+    from pointsman.moe.routers.linear import LinearRouter
     from pointsman.moe.systems.estimated import smear
 
     torch.manual_seed(0)
@@ -42,6 +43,7 @@ def quick() -> None:
     y, routing = layer(x)
     bank, weights = layer.experts, routing.route.to_dense()
     assert isinstance(bank, FeedForwardExperts)
+    assert isinstance(layer.router, LinearRouter)
     assert bank.up_bias_EF is not None
     must(routing.route.num_inputs == 5, "what is routed is the sequence")
     up = torch.einsum("ne,efd->nfd", weights, bank.up_EFD)
@@ -49,7 +51,7 @@ def quick() -> None:
     down = torch.einsum("ne,edf->ndf", weights, bank.down_EDF)
     hidden = torch.nn.functional.silu(x @ up.transpose(1, 2) + bias[:, None])
     assert_close(y, hidden @ down.transpose(1, 2))
-    y.square().sum().backward()
+    y.square().sum().backward()  # type: ignore[no-untyped-call]
     for name, weight in layer.named_parameters():
         must(weight.grad is not None and bool((weight.grad != 0).any()), f"{name} learns")
     with torch.no_grad():

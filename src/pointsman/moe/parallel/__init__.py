@@ -1,5 +1,6 @@
 """Experts on many devices: exchange, placement, plans."""
 
+from pointsman.moe.parallel.cluster import Cluster
 from pointsman.moe.parallel.exchange import (
     ParallelExperts,
     gather_state,
@@ -7,6 +8,7 @@ from pointsman.moe.parallel.exchange import (
     reduce_replicated_gradients,
     shard,
 )
+from pointsman.moe.parallel.hierarchy import Traffic, flat_traffic, two_level_traffic
 from pointsman.moe.parallel.pipeline import (
     LayerCosts,
     Overlap,
@@ -16,28 +18,62 @@ from pointsman.moe.parallel.pipeline import (
     predict,
     simulate,
 )
+from pointsman.moe.parallel.placement import (
+    chained,
+    contiguous,
+    crossing,
+    flows,
+    greedy,
+    imbalance,
+    improved,
+    seconds,
+    shuffled,
+    travel,
+)
 from pointsman.moe.parallel.plan import Line, PlanBook, fit_line
+from pointsman.moe.parallel.programs import even_clusters, exflow, exflow_exact, moetuner
 from pointsman.moe.parallel.tensor_expert import TensorExpertData, Wire, routed_layer
 from pointsman.moe.parallel.tiled import TiledAdam
+from pointsman.moe.parallel.trace import MarkovTraces, Trace
 
 __all__ = [
+    "Cluster",
     "LayerCosts",
     "Line",
+    "MarkovTraces",
     "Overlap",
     "ParallelExperts",
     "PlanBook",
     "TensorExpertData",
     "TiledAdam",
     "Timeline",
+    "Trace",
+    "Traffic",
     "Wire",
+    "chained",
     "choose_degree",
+    "contiguous",
+    "crossing",
+    "even_clusters",
+    "exflow",
+    "exflow_exact",
     "fit_line",
+    "flat_traffic",
+    "flows",
     "gather_state",
     "gradient_norm",
+    "greedy",
+    "imbalance",
+    "improved",
+    "moetuner",
     "place_gradients",
     "predict",
     "reduce_replicated_gradients",
     "routed_layer",
+    "seconds",
     "shard",
+    "shuffled",
     "simulate",
+    "travel",
+    "two_level_traffic",
 ]

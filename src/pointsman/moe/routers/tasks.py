@@ -99,7 +99,7 @@ class TaskRouter(Router):
         grown = TaskRouter(width, num_experts, known + 1, gate=self.gate).to(self.bias)
         grown.bias.copy_(torch.cat([self.bias, self.bias[related].mean(dim=0, keepdim=True)]))
         if self.weight is not None and grown.weight is not None:
-            weight_GED = self.weight
+            weight_GED: Tensor = self.weight
             if self.gate == "own":
                 extra_1ED = weight_GED[related].mean(dim=0, keepdim=True)
                 weight_GED = torch.cat([weight_GED, extra_1ED])
