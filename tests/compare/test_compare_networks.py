@@ -1,6 +1,7 @@
 """The networks that compare trains: built from plain data, each with its answers."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def test_routed_networks_spend_more_with_more_experts() -> None:
     from pointsman.compare.ways import stage_costs
 
     for kind in ("features", "images 8", "text"):
-        for form in ("moe", "nested"):
+        for form in ("moe", "nested", "fine-moe", "relu-moe"):
+            if form not in TASKS[kind].networks:
+                continue
             spec = TASKS[kind].networks[form]
             module = build(spec).eval()
             stages = [stage for _, stage in stages_of(spec, module)]
@@ -187,3 +190,33 @@ def test_channels_last_changes_no_value(tmp_path: Path) -> None:
         before = one(x)
         after = channels_last(one)(x)
     torch.testing.assert_close(before, after)
+
+
+def test_fine_experts_are_balanced_by_a_bias_that_training_moves_and_no_answer_does() -> None:
+    spec = TASKS["text"].networks["fine-moe"]
+    torch.manual_seed(0)
+    module = build(spec).train()
+    x = torch.randint(0, 255, (24, 16), dtype=torch.uint8)
+    biases = [block.feed_forward.select.bias for block in module.blocks]  # type: ignore[union-attr]
+    with torch.no_grad():
+        module(x, k=2)
+    assert not any(bias.any() for bias in biases)
+    loss_of(spec, module, x, x.long(), torch.Generator().manual_seed(0))
+    assert all(bias.any() for bias in biases)
+
+
+def test_the_knob_of_a_routed_network_picks_more_or_fewer_of_the_same_experts() -> None:
+    x = torch.randint(0, 255, (4, 16), dtype=torch.uint8)
+    for form, names in (
+        ("fine-moe", ["2 experts", "4 experts", "8 experts"]),
+        ("relu-moe", ["best score only", "scores from 50% of the best", "every positive score"]),
+    ):
+        spec = TASKS["text"].networks[form]
+        torch.manual_seed(0)
+        module = build(spec).eval()
+        assert [name for name, _ in stages_of(spec, module)] == names
+        with torch.no_grad():
+            masks = [module(x, k=k)[1][0].route.mask() for k in spec["used"]]
+        for few, many in pairwise(masks):
+            assert (few <= many).all()
+            assert few.sum() < many.sum()

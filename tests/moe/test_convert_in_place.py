@@ -310,8 +310,11 @@ def test_dropout_at_the_end_is_kept_and_one_inside_is_refused() -> None:
     assert routed.training
     assert routed.after.p == 0.1
     inner = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 4))
+    parts = nn.ModuleDict({"a": inner, "head": nn.Sequential(*inner[:3], nn.Linear(8, 2))})
     with pytest.raises(InputError, match="drops hidden units"):
-        wrap(nn.ModuleDict({"a": inner}), partial(copy, num_experts=3))
+        wrap(parts, partial(copy, num_experts=3))
+    inner[2].p = 0.0  # what changes the width, such as a head, is left alone, dropout and all
+    assert wrap(parts, partial(copy, num_experts=3)) == ["a"]
 
 
 def test_a_wrapped_model_trains_and_is_saved_and_loaded() -> None:

@@ -1,6 +1,7 @@
 """One battery over every exported router: what all of them owe, and whether each keeps the
 guarantee it declares. A declaration must be neither too weak nor too strong."""
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -504,6 +505,38 @@ def test_a_call_changes_neither_its_input_nor_the_next_call(case: Case) -> None:
         assert_close(x, features(), rtol=0, atol=0)
 
 
+def refusal(router: Router) -> str:
+    """What a router says that is given features alone; nothing where they are enough."""
+    bare = Context().of_tokens(SHAPE, None, torch.device("cpu"))
+    try:
+        scored_by(router, features().flatten(0, 1), bare)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+READERS = {
+    "ids": (routers.HashRouter, routers.MaskedRouter),
+    "task": (routers.TaskRouter, routers.ConditionalRouter),
+    "attention": (routers.SmoothedRouter,),
+}
+
+
+@every
+def test_what_a_router_reads_and_is_not_given_is_named(case: Case) -> None:
+    said, router = refusal(case.made()), case.made()
+    fields = [
+        field
+        for field, kinds in READERS.items()
+        for part in router.modules()
+        if isinstance(part, kinds) and getattr(part, "similarity", None) is None
+    ]
+    assert bool(said) == bool(fields)
+    if fields:
+        assert re.search(rf"^\w+Router reads `({'|'.join(fields)})` of each token", said)
+        assert "context=Context(" in said
+
+
 @every
 def test_autocast_to_half_precision_runs(case: Case) -> None:
     router = case.made().float()
@@ -520,11 +553,11 @@ def test_autocast_to_half_precision_runs(case: Case) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@every
-def test_routers_work_on_cuda_as_on_cpu(case: Case) -> None:
-    router, x, about = case.made(), features(), context()
-    here = scores(router, x, about)
-    fields = {n: getattr(about, n).cuda() for n in ("ids", "task", "state", "attention")}
-    there = scores(router.cuda(), x.cuda(), Context(**fields))
-    assert there.is_cuda
-    assert_close(there.cpu(), here)
+def test_routers_work_on_cuda_as_on_cpu() -> None:
+    for case in CASES.values():
+        router, x, about = case.made(), features(), context()
+        here = scores(router, x, about)
+        fields = {n: getattr(about, n).cuda() for n in ("ids", "task", "state", "attention")}
+        there = scores(router.cuda(), x.cuda(), Context(**fields))
+        assert there.is_cuda
+        assert_close(there.cpu(), here)

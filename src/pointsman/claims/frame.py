@@ -45,6 +45,7 @@ class Claim:
         decide: the criterion as a function of the figures of all seeds. None exactly if `full` is.
         key: the two to four figures that a listing shows: short label to name of the figure.
         composition: the parts that the system is put together from, with " · " between.
+        entry: dotted path of the function or class that makes the system.
         note: what was found beside the criterion, for the page of claims; it decides nothing.
 
     Raises:
@@ -64,6 +65,7 @@ class Claim:
     decide: Callable[[Sequence[Figures]], bool] | None = None
     key: Mapping[str, str] = field(default_factory=dict)
     composition: str = ""
+    entry: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -249,6 +249,7 @@ class Standing:
             "criterion": claim.criterion,
             "composition": claim.composition,
             "mechanism": claim.mechanism,
+            "entry": claim.entry,
             "status": self.status,
             "measured_before_a_change": self.stale,
             "key": dict(claim.key),

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
 
 from pointsman.claims.measuring import Measurement, Standing
 
@@ -118,6 +120,7 @@ def _section(standing: Standing) -> str:
         f"{claim.paper} ({claim.year}{link})",
         "",
         *([f"- Built from: {claim.composition}"] if claim.composition else []),
+        *([f"- Made by: {_entry(claim.entry)}"] if claim.entry else []),
         f"- Claim: {claim.claim}",
         f"- Baseline: {claim.baseline}",
         f"- Criterion: {claim.criterion}",
@@ -133,6 +136,19 @@ def _section(standing: Standing) -> str:
         lines += ["", provenance(found), ""]
     lines += [f"Remark: {claim.note}", ""] if claim.note else []
     return "\n".join(lines)
+
+
+def _entry(path: str) -> str:
+    """The call of what makes a system, and the first line of its documentation."""
+    module, _, name = path.rpartition(".")
+    made = getattr(import_module(module), name)
+    summary = (made.__doc__ or "").strip().split("\n")[0]
+    given = ", ".join(
+        parameter.name if parameter.default is parameter.empty else f"{parameter.name}=…"
+        for parameter in signature(made).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    )
+    return f"`{module}.{name}({given})`. {summary}"
 
 
 def _plain(text: str) -> str:

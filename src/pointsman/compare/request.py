@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pointsman.errors import InputError
 
 WAYS = ("exits", "cascade", "moe", "nested")
+# What "moe" stands for where a language model is trained: each is a way of its own.
+TEXT_MOE = ("moe", "fine-moe", "relu-moe")
 UNITS = {"flops": "MFLOPs", "latency": "ms"}
 
 
@@ -39,7 +41,10 @@ class Request:
             raise InputError(f"--ways takes one or more of {','.join(WAYS)}, got {got}")
         if len(set(self.ways)) < len(self.ways):
             raise InputError(f"--ways takes every way once, got {','.join(self.ways)}")
-        offered = [way for way in self.ways if kind != "text" or way in ("moe", "nested")]
+        offered = list(self.ways)
+        if kind == "text":
+            by_way = {"moe": TEXT_MOE, "nested": ("nested",)}
+            offered = [part for way in self.ways for part in by_way.get(way, ())]
         if not offered:
             raise InputError(
                 f"{kind} offers the ways moe and nested (a token cannot leave or change the "

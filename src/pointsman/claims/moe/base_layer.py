@@ -72,7 +72,7 @@ def full(seed: int) -> Figures:
     greedy = partial(top_k, k=1, renormalize=False, weigh=torch.sigmoid)
     mixture = worlds.mixture(seed, clusters=EXPERTS, width=WIDTH)
     draw = mixture.draw(8192, seed=seed + 10_000)
-    found = {}
+    found: dict[str, float] = {}
     for row in ("assigned", "greedy"):
         torch.manual_seed(seed)
         layer = base_layer(WIDTH, HIDDEN, EXPERTS)

@@ -131,7 +131,7 @@ def _sequences(mixture: "Mixture", count: int, seed: int) -> "tuple[torch.Tensor
 
 def _chunk_sparsity(route: "Route") -> float:
     """Share of experts that no token of a chunk uses."""
-    used = route.mask().unflatten(0, (-1, CHUNK)).any(dim=1)
+    used = route.mask().reshape(-1, CHUNK, route.num_branches).any(dim=1)
     return 1 - float(used.double().mean())
 
 

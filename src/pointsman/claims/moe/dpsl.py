@@ -104,9 +104,8 @@ def _figures(row: str, scores: "Tensor") -> dict[str, float]:
 
     shares = scores.softmax(dim=1)
     marginal = stats.beta(ALPHA, (EXPERTS - 1) * ALPHA)
-    distances = [
-        stats.ks_1samp(shares[:, e].numpy(), marginal.cdf).statistic for e in range(EXPERTS)
-    ]
+    columns = [shares[:, expert].numpy() for expert in range(EXPERTS)]
+    distances = [float(stats.ks_1samp(column, marginal.cdf).statistic) for column in columns]
     load = scores.argmax(dim=1).bincount(minlength=EXPERTS).double()
     return {
         f"{row}: distance": float(np.mean(distances)),

@@ -70,7 +70,8 @@ def full(seed: int) -> Figures:
     def make(weight: float, layer: int, width: int) -> nn.Module:
         return coupled(width, HIDDEN, EXPERTS, K, weight=weight)
 
-    corpus, found = language.corpus(), {}
+    corpus = language.corpus()
+    found: dict[str, float] = {}
     for row, weight in (("coupled", 1.0), ("uncoupled", 0.0)):
         model = language.LanguageModel(partial(make, weight), width=WIDTH, seed=seed)
         language.train(model, corpus, seed=seed, updates=UPDATES, batch=BATCH)

@@ -12,7 +12,7 @@ the median loss, and the gate is the least-squares fit to that matching. The par
 What was settled:
 - Instead of differential equations, an environment e of family f maps x by its family's matrix plus
   a small change of its own, a function linear in x with two numbers that are the environment's own:
-  y = A_f x + a_e B_f x + b_e C_f x. Few points of each are seen.
+  y = A_f x + a_e B_f x + b_e C_f x. Eight points of each are seen.
 - Experts are feed-forwards that read context and x. Contexts start as small random numbers and are
   learned with the experts, all by Adam at once: the paper alternates and adds a proximal term.
 - The gradient-trained gate reads the same contexts, and weighs its expert by its probability,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pointsman.moe import MoE
 
 FAMILIES, ENVIRONMENTS, CONTEXT, WIDTH, HIDDEN = 4, 12, 6, 4, 32
-UPDATES, EVERY, SEEN = 600, 5, 4
+UPDATES, EVERY, SEEN = 600, 5, 8
 
 
 def quick() -> None:

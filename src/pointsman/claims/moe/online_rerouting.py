@@ -9,7 +9,7 @@ predicted with the shifted routing. The composition is `moe.systems.rerouted.onl
 
 What was settled:
 - The idea was confirmed from the abstract; optimiser, rate, steps and interval of the paper were
-  not found. Here: 15 steps of Adam at 0.3, once, on the prompt.
+  not found. Here: 15 steps of Adam at 0.08, once, on the prompt.
 - The world: four languages, each a table of bigrams, and a model whose router also sees a cue that
   names the language. At test the cue is missing or wrong, which is a shift that routing alone can
   undo. With the right cue nothing is to be gained, and nothing may be lost.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LANGUAGES, SYMBOLS, WIDTH, HIDDEN = 4, 24, 16, 32
 PROMPT, REST, TEXTS = 130, 130, 6
-STEPS, RATE, UPDATES = 15, 0.3, 600
+STEPS, RATE, UPDATES = 15, 0.08, 1000
 CUES = ("right", "missing", "wrong")
 
 
@@ -74,7 +74,7 @@ def full(seed: int) -> Figures:
         ids = _texts(tables, language, 48, generator)
         loss = _loss(model, ids, _cue(language, 48, "right")) + model.balance
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     model.eval()
     found: dict[str, list[float]] = {}
@@ -198,8 +198,8 @@ CLAIM = Claim(
     year=2025,
     arxiv="2510.14853",
     level="moe",
-    claim="Vectors added to a frozen model's router scores, tuned on the prompt alone, adapt it to a "
-    "shift and leave it alone where there is none.",
+    claim="Vectors added to a frozen model's router scores, tuned on the prompt alone, adapt it "
+    "to a shift and leave it alone where there is none.",
     baseline="The same model with its own routing.",
     criterion="For four bigram languages and a router that sees a cue of the language, after 15 "
     "steps on a prompt of 130 symbols, in the mean over texts and seeds: on the next 130 symbols "

@@ -15,7 +15,7 @@ What was settled:
 - A token that lost its choice and was also given a slot has both experts; the paper's appendix
   gives each part by itself.
 - "Dropped" is the same layer and gradient rule without either correction. Its dropped tokens get
-  zeros, here as in every layer without a residual; they are 3 or 4 in ten.
+  zeros, here as in every layer without a residual; they are about one in eight.
 """
 
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ DRAWS, UPDATES = 4, 600
 
 
 def quick() -> None:
-    """The mean estimate over all draws is the true gradient, weights are equal, serving is top-k."""
+    """The mean estimate is the true gradient; weights are equal; serving is top-k."""
     from itertools import permutations
 
     import torch

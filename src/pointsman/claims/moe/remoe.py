@@ -79,7 +79,8 @@ def full(seed: int) -> Figures:
         assert isinstance(module, MoE)
         module.after_step([routing])
         sparsity.append(1 - len(routing.route) / (len(draw.x) * EXPERTS))
-        return functional.mse_loss(y, draw.y) + routing.loss
+        error: torch.Tensor = functional.mse_loss(y, draw.y) + routing.loss
+        return error
 
     torch.manual_seed(seed)
     layer = remoe(WIDTH, HIDDEN, EXPERTS, K, start=START, growth=GROWTH)

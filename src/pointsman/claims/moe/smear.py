@@ -51,7 +51,7 @@ def quick() -> None:
     down = torch.einsum("ne,edf->ndf", weights, bank.down_EDF)
     hidden = torch.nn.functional.silu(x @ up.transpose(1, 2) + bias[:, None])
     assert_close(y, hidden @ down.transpose(1, 2))
-    y.square().sum().backward()  # type: ignore[no-untyped-call]
+    y.square().sum().backward()
     for name, weight in layer.named_parameters():
         must(weight.grad is not None and bool((weight.grad != 0).any()), f"{name} learns")
     with torch.no_grad():

@@ -64,7 +64,7 @@ def full(seed: int) -> Figures:
     from pointsman.moe.systems.balanced import sparsely_gated
 
     mixture = worlds.mixture(seed, clusters=CLUSTERS, width=WIDTH)
-    found = {}
+    found: dict[str, float] = {}
     for row, weight in (("with losses", 0.1), ("without", 0.0)):
         torch.manual_seed(seed)
         layer = sparsely_gated(WIDTH, HIDDEN, EXPERTS, K, weight=weight)

@@ -13,11 +13,14 @@ from pointsman.compare.networks import features, images, text
 from pointsman.cost import count_flops
 from pointsman.depth import EarlyExit, joint_loss
 from pointsman.errors import PolicyError
+from pointsman.moe import Routing
 from pointsman.run import Stage
 from pointsman.supernet import Nested
 
 Spec = Mapping[str, Any]
 
+# Forms with a number that says how much of the network an input runs.
+ROUTED = ("routed", "fine", "relu")
 BALANCE_WEIGHT = 0.01
 # How often the whole network is the one that a nested training step draws.
 WHOLE_SHARE = 0.4
@@ -63,13 +66,20 @@ def stages_of(spec: Spec, module: nn.Module) -> list[tuple[str, Stage]]:
             (f"width {100 * width:g}%", Stage(partial(module, width=width)))
             for width in module.widths
         ]
-    if spec["form"] == "routed":
-        counts = zip(spec["used"], ("" if k == 1 else "s" for k in spec["used"]), strict=True)
-        return [(f"{k} expert{plural}", Stage(partial(_routed, module, k))) for k, plural in counts]
+    if spec["form"] in ROUTED:
+        return [(_used(spec, k), Stage(partial(_routed, module, k))) for k in spec["used"]]
     return [(spec["name"], Stage(module))]
 
 
-def _routed(module: nn.Module, k: int, x: Tensor) -> Tensor:
+def _used(spec: Spec, k: float) -> str:
+    """The name of a knob's value: a number of experts, or a share that scores must reach."""
+    if spec["form"] != "relu":
+        return f"{k} expert" + ("" if k == 1 else "s")
+    words = {0.0: "every positive score", 1.0: "best score only"}
+    return words.get(k, f"scores from {100 * k:g}% of the best")
+
+
+def _routed(module: nn.Module, k: float, x: Tensor) -> Tensor:
     logits: Tensor = module(x, k=k)[0]
     return logits
 
@@ -80,7 +90,8 @@ def loss_of(
     """Training loss of one batch, by the form of the network.
 
     Exits: the mean over all exits. Nested: one drawn width a step (SortedNet), the whole network
-    more often than the others. Routed: a drawn number of experts, plus the balancing loss.
+    more often than the others. Routed: a drawn number of experts (a drawn share, for ReLU), plus
+    the balancing loss.
     """
     form = spec["form"]
     if form == "exits":
@@ -88,12 +99,23 @@ def loss_of(
         return joint_loss(outputs, y, [1 / len(outputs)] * len(outputs))
     if form == "nested":
         return _cross_entropy(module(x, width=draw_width(spec["widths"], generator)), y)
-    if form == "routed":
+    if form in ROUTED:
         used = spec["used"]
-        logits, balance = module(x, k=used[_draw(len(used), generator)])
-        total: Tensor = _cross_entropy(logits, y) + BALANCE_WEIGHT * balance
+        logits, found = module(x, k=used[_draw(len(used), generator)])
+        balance = _balance(module, found) if spec["kind"] == "text" else BALANCE_WEIGHT * found
+        total: Tensor = _cross_entropy(logits, y) + balance
         return total
     return _cross_entropy(module(x), y)
+
+
+def _balance(module: nn.Module, routings: list[Routing]) -> Tensor:
+    """The layers' own losses; what they learn outside of autograd is moved here as well.
+
+    The next step is the first to see it, as nothing that was moved has a part in the gradient.
+    """
+    assert isinstance(module, text.Transformer)
+    module.after_step(routings)
+    return torch.stack([routing.loss for routing in routings]).sum()
 
 
 def draw_width(widths: list[float], generator: torch.Generator) -> float:
@@ -111,7 +133,9 @@ def training_flops(spec: Spec) -> float:
         widths = {w: float(count_flops(partial(module, width=w), example)) for w in spec["widths"]}
         narrow = [flops for width, flops in widths.items() if width < 1]
         mean = WHOLE_SHARE * widths[1.0] + (1 - WHOLE_SHARE) * fmean(narrow)
-    elif spec["form"] == "routed":
+    elif spec["form"] in ROUTED:
+        # With ReLU, new weights take about half of the experts, more than a trained layer does: so
+        # such a network owes no part of its lead to training.
         mean = fmean(float(count_flops(partial(module, k=k), example)) for k in spec["used"])
     else:
         mean = float(count_flops(module, example))
@@ -174,4 +198,6 @@ _MAKERS: dict[tuple[str, str], Callable[[Spec], nn.Module]] = {
     ("text", "dense"): _transformer,
     ("text", "nested"): lambda s: Nested(_transformer(s), s["widths"]),
     ("text", "routed"): _transformer,
+    ("text", "fine"): _transformer,
+    ("text", "relu"): _transformer,
 }

@@ -38,7 +38,7 @@ class Task:
     recipe: Recipe
     epochs: int
     ladder: tuple[Spec, ...]
-    networks: dict[str, Spec]  # by way: exits, nested, moe
+    networks: dict[str, Spec]  # by way: exits, nested, moe, ...
     threads: int
 
 
@@ -146,6 +146,22 @@ def _text(data: Dataset, rows: int) -> Task:
                 "layers": routed_layers,
                 "experts": 8,
                 "used": list(text.EXPERTS_USED),
+            },
+            "fine-moe": {
+                **base,
+                "form": "fine",
+                "width": routed_width,
+                "layers": routed_layers,
+                "experts": text.FINE_EXPERTS,
+                "used": list(text.FINE_USED),
+            },
+            "relu-moe": {
+                **base,
+                "form": "relu",
+                "width": routed_width,
+                "layers": routed_layers,
+                "experts": text.RELU_EXPERTS,
+                "used": list(text.RELU_SHARES),
             },
         },
         threads=0,

@@ -1,15 +1,24 @@
-"""Small causal byte-level transformers: plain, nested and routed feed-forwards."""
+"""Small causal byte-level transformers: plain, nested and routed feed-forwards.
+
+Three systems route: top-k of a few experts with a balancing loss; top-k of many small ones beside a
+shared one, balanced by a bias (DeepSeek-V3's way); and ReLU routing, where a token takes as many as
+score above zero. All are causal. One number says how much a routed network spends: k, or for ReLU
+the share of a token's best score that an expert must reach.
+"""
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointsman.moe import FeedForwardExperts, MoE
-from pointsman.moe.balance import switch
-from pointsman.select import top_k
+from pointsman.moe import FeedForwardExperts, MoE, Routing
+from pointsman.moe.balance import AdaptiveL1, BiasedTopK, switch
+from pointsman.moe.layer import Select
+from pointsman.route import Route
+from pointsman.select import guarantees, relu, top_k
 from pointsman.supernet import PrefixLinear
 
 # (width, layers) of the ladder, from small to large.
@@ -18,6 +27,10 @@ NESTED_SIZE = (96, 4)
 ROUTED_SIZE = (64, 3)
 WIDTHS = (0.0625, 0.25, 0.5, 1.0)
 EXPERTS_USED = (1, 2, 4)
+FINE_EXPERTS, FINE_USED = 32, (2, 4, 8)
+RELU_EXPERTS, RELU_SHARES = 8, (1.0, 0.5, 0.0)
+BALANCE_WEIGHT = 0.01
+BIAS_RATE = 0.003
 BYTES = 256
 HEAD_WIDTH = 16
 
@@ -63,25 +76,70 @@ def routed_feed_forward(width: int, experts: int) -> MoE:
         nn.Linear(width, experts, bias=False),
         partial(top_k, k=2),
         FeedForwardExperts(experts, width, 2 * width),
+        balance=[(BALANCE_WEIGHT, switch)],
     )
 
 
+def fine_feed_forward(width: int, experts: int) -> MoE:
+    """Experts an eighth as wide as the usual feed-forward, beside a shared one of a quarter.
+
+    Balanced by a bias on the choice instead of a loss (Dai et al. 2024, "DeepSeekMoE", arXiv
+    2401.06066; Wang et al. 2024, arXiv 2408.15664).
+    """
+    return MoE(
+        nn.Linear(width, experts, bias=False),
+        BiasedTopK(experts, FINE_USED[1], rate=BIAS_RATE, renormalize=True),
+        FeedForwardExperts(experts, width, width // 2),
+        shared=nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)),
+    )
+
+
+def relu_feed_forward(width: int, experts: int) -> MoE:
+    """Experts weighed by ReLU, about two a token (Wang et al. 2024, "ReMoE", arXiv 2412.14711)."""
+    return MoE(
+        nn.Linear(width, experts, bias=False),
+        relu,
+        FeedForwardExperts(experts, width, 2 * width),
+        balance=[(1.0, AdaptiveL1(2))],
+    )
+
+
+@guarantees(batch_independent=True, causal=True)
+def above_share(scores: Tensor, share: float) -> Route:
+    """ReLU routing to the experts that reach this share of a token's best score."""
+    best_T1 = scores.amax(dim=1, keepdim=True).clamp_min(0)
+    return relu(scores.masked_fill(scores < share * best_T1, -torch.inf))
+
+
+def selection(layer: MoE, knob: float | None) -> Select | None:
+    """What a routed layer selects with at a knob's value; None is what it was made with."""
+    if knob is None:
+        return None
+    if isinstance(layer.select, BiasedTopK):
+        select = copy(layer.select)  # the bias is shared, k is not
+        select.k = int(knob)
+        return select
+    if layer.select is relu:
+        return partial(above_share, share=knob)
+    return partial(top_k, k=int(knob))
+
+
 class Block(nn.Module):
-    """One transformer block with any feed-forward; gives the balancing loss of a routed one."""
+    """One transformer block with any feed-forward; gives the routing of a routed one."""
 
     def __init__(self, width: int, feed_forward: nn.Module) -> None:
         super().__init__()
         self.norm_1, self.attention = nn.LayerNorm(width), Attention(width)
         self.norm_2, self.feed_forward = nn.LayerNorm(width), feed_forward
 
-    def forward(self, x_nLD: Tensor, k: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """(n, L, D) → (n, L, D), and the balancing loss where the feed-forward is routed."""
+    def forward(self, x_nLD: Tensor, k: float | None = None) -> tuple[Tensor, Routing | None]:
+        """(n, L, D) → (n, L, D), and the routing where the feed-forward is routed."""
         x_nLD = x_nLD + self.attention(self.norm_1(x_nLD))
         if not isinstance(self.feed_forward, MoE):
             return x_nLD + self.feed_forward(self.norm_2(x_nLD)), None
-        select = None if k is None else partial(top_k, k=k)
+        select = selection(self.feed_forward, k)
         routed, routing = self.feed_forward(self.norm_2(x_nLD), select=select)
-        return x_nLD + routed, switch(routing)
+        return x_nLD + routed, routing
 
 
 class Transformer(nn.Module):
@@ -93,6 +151,8 @@ class Transformer(nn.Module):
             "dense": dense_feed_forward,
             "nested": nested_feed_forward,
             "routed": partial(routed_feed_forward, experts=experts),
+            "fine": partial(fine_feed_forward, experts=experts),
+            "relu": partial(relu_feed_forward, experts=experts),
         }
         make = makers[feed_forward]
         self.bytes = nn.Embedding(BYTES, width)
@@ -102,14 +162,28 @@ class Transformer(nn.Module):
         for embedding in (self.bytes, self.positions):
             nn.init.normal_(embedding.weight, std=0.1)
 
-    def forward(self, ids_nL: Tensor, k: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits; for a routed network, also the balancing losses summed over layers."""
+    def forward(
+        self, ids_nL: Tensor, k: float | None = None
+    ) -> Tensor | tuple[Tensor, list[Routing]]:
+        """Logits; for a routed network, also the routings of its layers.
+
+        Args:
+            ids_nL: bytes.
+            k: how much a routed network spends, see `selection`.
+        """
         ids_nL = ids_nL.long()
         x = self.bytes(ids_nL) + self.positions.weight[: ids_nL.shape[1]]
-        balances = []
+        routings: list[Routing] = []
         for block in self.blocks:
-            x, balance = block(x, k)
-            balances.append(balance)
+            x, routing = block(x, k)
+            if routing is not None:
+                routings.append(routing)
         logits: Tensor = self.head(self.norm(x))
-        routed = [balance for balance in balances if balance is not None]
-        return (logits, torch.stack(routed).sum()) if routed else logits
+        return (logits, routings) if routings else logits
+
+    def after_step(self, routings: list[Routing]) -> None:
+        """Move what routed layers learn outside of autograd: biases, strengths of a penalty."""
+        for block, routing in zip(self.blocks, routings, strict=True):
+            assert isinstance(block, Block)
+            assert isinstance(block.feed_forward, MoE)
+            block.feed_forward.after_step([routing])

@@ -6,7 +6,7 @@ Legend: T tokens, D width.
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from pointsman.errors import DegenerateWarning, InputError
 from pointsman.moe.convert.dense import feed_forward_experts
 from pointsman.moe.convert.huggingface import from_block, is_sparse_block
-from pointsman.moe.convert.reading import Dense, UnreadableError, as_linear, as_module, read_dense
+from pointsman.moe.convert.reading import (
+    Dense,
+    UnreadableError,
+    as_linear,
+    as_module,
+    last_dropout,
+    match_dense,
+)
 from pointsman.moe.layer import MoE, Routing
 
 Where = Callable[[str, nn.Module], bool]
@@ -164,7 +171,7 @@ def wrap(
     Raises:
         InputError: nothing was found, or a feed-forward drops hidden units in training.
     """
-    found = [at for at in _feed_forwards(model) if where is None or where(at.name, at.module)]
+    found = list(_feed_forwards(model, where))
     if not found:
         raise InputError(
             f"{type(model).__name__} has no dense feed-forward to replace"
@@ -172,10 +179,10 @@ def wrap(
             + ": those are modules around two linear layers, or three if gated"
         )
     # All are made before the first is replaced: an error leaves the model as it was.
-    layers = [make(replace(place.dense, dropout=0.0)) for place in found]
-    for place, moe in zip(found, layers, strict=True):
-        after = nn.Dropout(place.dense.dropout) if place.dense.dropout > 0 else None
-        routed = RoutedBlock(moe, after=after)
+    dropped = [last_dropout(place.whole, place.dense) for place in found]
+    layers = [make(place.dense) for place in found]
+    for place, moe, share in zip(found, layers, dropped, strict=True):
+        routed = RoutedBlock(moe, after=nn.Dropout(share) if share > 0 else None)
         model.set_submodule(place.name, routed.train(place.module.training))
         if place.rest is not None:
             place.rest.dense = nn.Identity()
@@ -191,8 +198,8 @@ def routed_layers(model: nn.Module) -> dict[str, MoE]:
 def collected(model: nn.Module) -> Iterator[Collected]:
     """Collect what the routed layers of a model decide meanwhile.
 
-    A forward pass that activation checkpointing repeats during the backward pass is not counted
-    again.
+    It is for losses: `moe.watch` adds up statistics instead, and keeps no graph. A forward pass
+    that activation checkpointing repeats during the backward pass is not counted again.
 
     Args:
         model: with routed layers at any depth.
@@ -225,15 +232,20 @@ def collected(model: nn.Module) -> Iterator[Collected]:
 
 
 class _Place(NamedTuple):
-    """A feed-forward in a model. `rest` holds the way down if that is in another module."""
+    """A feed-forward in a model.
+
+    Fields: `module` is what is replaced; `whole` computes it all; `rest` holds the way down where
+    that is in another module.
+    """
 
     name: str
     module: nn.Module
+    whole: nn.Module
     dense: Dense
-    rest: nn.Module | None = None
+    rest: nn.Module | None
 
 
-def _feed_forwards(model: nn.Module) -> Iterator[_Place]:
+def _feed_forwards(model: nn.Module, where: Where | None) -> Iterator[_Place]:
     """Every dense feed-forward that keeps the width."""
     closed: list[str] = []
     for name, module in model.named_modules():
@@ -243,22 +255,24 @@ def _feed_forwards(model: nn.Module) -> Iterator[_Place]:
             closed.append(f"{name}." if name else "")
             continue
         place = _place(name, module)
-        if place is not None and place.dense.down.shape[0] == place.dense.width:
+        if place is not None and (where is None or where(place.name, place.module)):
             yield place
 
 
 def _place(name: str, module: nn.Module) -> _Place | None:
     linears = sum(as_linear(child) is not None for child in module.children())
     first, rest = (getattr(module, part, None) for part in ("intermediate", "output"))
+    whole, tail = module, None
     try:
-        if name and linears in (2, 3):
-            return _Place(name, module, read_dense(module))
         if isinstance(first, nn.Module) and isinstance(rest, nn.Module):
-            inner = f"{name}.intermediate" if name else "intermediate"
-            return _Place(inner, first, read_dense(_joined(first, rest)), rest)
+            whole, tail = _joined(first, rest), rest
+            name, module = f"{name}.intermediate" if name else "intermediate", first
+        elif not name or linears not in (2, 3):
+            return None
+        dense = match_dense(whole)
     except UnreadableError:
-        pass
-    return None
+        return None
+    return _Place(name, module, whole, dense, tail) if dense.down.shape[0] == dense.width else None
 
 
 def _joined(first: Any, rest: Any) -> nn.Module:

@@ -4,7 +4,7 @@ Legend: N probes, D width, O outputs, H hidden units, F = H, or 2 H if gated: ga
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Self
 
@@ -91,9 +91,12 @@ class Dense:
         with torch.device("meta"):
             made = _plain(self) if not self.gated else _gated(self)
         tensors = dict(zip(_names(self), _parts(self), strict=True))
-        state = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        # What the activation holds is not of this layer alone, and stays.
-        made.load_state_dict({**made.state_dict(), **state}, assign=True)
+        for name, tensor in tensors.items():
+            layer, _, kind = name.rpartition(".")
+            own = tensor.detach().clone(memory_format=torch.contiguous_format)
+            made.get_submodule(layer).register_parameter(
+                kind, nn.Parameter(own, tensor.requires_grad)
+            )
         return made
 
 
@@ -206,10 +209,20 @@ def read_dense(mlp: "nn.Module | Dense") -> Dense:
     """
     if isinstance(mlp, Dense):
         return mlp
+    dense = match_dense(mlp)
+    return replace(dense, dropout=last_dropout(mlp, dense))
+
+
+def match_dense(mlp: nn.Module) -> Dense:
+    """As `read_dense`, without a look at dropout.
+
+    Raises:
+        UnreadableError: the module computes something else.
+    """
     linears = [pair for child in mlp.children() if (pair := as_linear(child)) is not None]
     for dense in _readings(linears, list(_activations(mlp))):
         if _answers_alike(mlp, dense):
-            return Dense(**{**dense.__dict__, "dropout": _dropout(mlp, dense)})
+            return dense
     inside = ", ".join(type(child).__name__ for child in mlp.children()) or "nothing"
     raise UnreadableError(
         f"{type(mlp).__name__} cannot be read as a dense feed-forward: it must compute "
@@ -300,7 +313,7 @@ def _evaluated(mlp: nn.Module, x_ND: Tensor) -> object:
             module.training = mode
 
 
-def _dropout(mlp: nn.Module, dense: Dense) -> float:
+def last_dropout(mlp: nn.Module, dense: Dense) -> float:
     """Share dropped at the end of the module.
 
     Raises:

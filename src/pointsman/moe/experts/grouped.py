@@ -25,14 +25,6 @@ aten = torch.ops.aten
 GROUP = 2**18  # numbers in the hidden rows of one group: 1 MiB of float32
 
 
-class Shape(NamedTuple):
-    """What of the bank is not a tensor."""
-
-    offsets: tuple[int, ...]  # (E + 1,): expert e owns rows offsets[e]:offsets[e + 1]
-    activation: str
-    gated: bool
-
-
 class _Activation(NamedTuple):
     plain: Activation  # for the reference
     apply: Callable[..., Any]  # (x, out=)
@@ -54,6 +46,19 @@ ACTIVATIONS = {
 }
 
 
+class Shape(NamedTuple):
+    """What of the bank is not a tensor."""
+
+    offsets: tuple[int, ...]  # (E + 1,): expert e owns rows offsets[e]:offsets[e + 1]
+    activation: _Activation
+    gated: bool
+
+    @property
+    def in_place(self) -> bool:
+        """Whether rows after the activation tell all that its gradient needs."""
+        return self.activation is ACTIVATIONS["relu"] and not self.gated
+
+
 def grouped(
     rows_ND: Tensor,
     offsets: Sequence[int],
@@ -68,7 +73,7 @@ def grouped(
     The gradient of experts without rows is zero memory that is not touched, so that a stack of
     many experts costs what the used ones do. Derivatives of higher order go through `by_loop`.
     """
-    shape = Shape(tuple(offsets), activation, gated)
+    shape = Shape(tuple(offsets), ACTIVATIONS[activation], gated)
     tensors = (rows_ND.contiguous(), up_EFD, bias_EF, down_EDF)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         answers: Tensor = _Grouped.apply(*tensors, shape)  # type: ignore[no-untyped-call]
@@ -81,114 +86,125 @@ class _Grouped(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, shape: Shape
     ) -> Tensor:
-        answers, hidden, active = _forward(rows, up, bias, down, shape, keep=True)
+        answers, hidden, opened = _forward(rows, up, bias, down, shape, keep=True)
         ctx.shape = shape
-        ctx.save_for_backward(rows, up, bias, down, hidden, active)
+        ctx.save_for_backward(rows, up, bias, down, hidden, opened)
         return answers
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, up, bias, down, hidden, active = ctx.saved_tensors
+        rows, up, bias, down, hidden, opened = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
             inputs = (rows, up, bias, down)
-            return (*_through_reference(grads[0], inputs, ctx.shape, ctx.needs_input_grad), None)
+            return (*_through_reference(grads[0], inputs, ctx.shape, needed), None)
         grad = grads[0].contiguous()
-        return (*_backward(grad, rows, up, down, hidden, active, ctx), None)
+        return (*_backward(grad, rows, up, down, hidden, opened, ctx.shape, needed), None)
 
 
 def _forward(
     rows: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, shape: Shape, *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers (N, D), and if kept hidden rows before and after the activation."""
+    """Answers (N, D), and if kept hidden rows before the activation and after it.
+
+    After it means, of gated experts, that the activated gate is not multiplied yet.
+    """
     groups = _groups(shape.offsets, up.shape[1])
-    height = rows.shape[0] if keep else _height(groups)
-    hidden = fresh(rows, height, up.shape[1])
-    active = fresh(rows, height, down.shape[2]) if keep or shape.gated else hidden
+    high = rows.shape[0] if keep else _height(groups)
+    hidden = fresh(rows, high, up.shape[1])
+    opened = hidden if shape.in_place else fresh(rows, high, down.shape[2])
+    product = fresh(rows, _height(groups), down.shape[2]) if keep and shape.gated else opened
     answers = fresh(rows, rows.shape[0], down.shape[1])
+    ups, downs = _each(up.transpose(1, 2), groups), _each(down.transpose(1, 2), groups)
     for group in groups:
-        here = group.rows if keep else slice(0, group.height)
-        hidden_nF, active_nF = hidden[here], active[here]
-        pieces = group.split(rows[group.rows], hidden_nF)
-        for e, (x, out) in zip(group.experts, pieces, strict=True):
-            _product(x, up[e], None if bias is None else bias[e], out)
-        _activate(hidden_nF, active_nF, shape)
-        pieces = group.split(active_nF, answers[group.rows])
-        for e, (x, out) in zip(group.experts, pieces, strict=True):
-            _product(x, down[e], None, out)
-    return answers, hidden, active
+        low = slice(0, group.height)
+        here = group.rows if keep else low
+        hidden_nF, active_nF = hidden[here], opened[here]
+        for e, x, out in group.pieces(rows[group.rows], hidden_nF):
+            _product(x, ups[e], None if bias is None else bias[e], out)
+        if shape.gated:
+            gate, plain = hidden_nF.chunk(2, dim=1)
+            shape.activation.apply(gate, out=active_nF)
+            active_nF = torch.mul(active_nF, plain, out=product[low])
+        else:
+            shape.activation.apply(hidden_nF, out=active_nF)
+        for e, x, out in group.pieces(active_nF, answers[group.rows]):
+            _product(x, downs[e], None, out)
+    return answers, hidden, opened
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """Rows times a weight (out, in), into memory that is there."""
+    """Rows times a weight (in, out), into memory that is there."""
     if x.shape[0] == 1:  # a matrix-vector product reads the weight once and as it lies
-        x, out = x.squeeze(0), out.squeeze(0)
+        x, weight, out = x.squeeze(0), weight.t(), out.squeeze(0)
         if bias is None:
             torch.mv(weight, x, out=out)
         else:
             torch.addmv(bias, weight, x, out=out)
     elif bias is None:
-        torch.mm(x, weight.t(), out=out)
+        torch.mm(x, weight, out=out)
     else:
-        torch.addmm(bias, x, weight.t(), out=out)
-
-
-def _activate(hidden: Tensor, active: Tensor, shape: Shape) -> None:
-    apply = ACTIVATIONS[shape.activation].apply
-    if shape.gated:
-        gate, plain = hidden.chunk(2, dim=1)
-        apply(gate, out=active)
-        active.mul_(plain)
-    else:
-        apply(hidden, out=active)
+        torch.addmm(bias, x, weight, out=out)
 
 
 def _backward(
-    grad: Tensor, rows: Tensor, up: Tensor, down: Tensor, hidden: Tensor, active: Tensor, ctx: Any
+    grad: Tensor,
+    rows: Tensor,
+    up: Tensor,
+    down: Tensor,
+    hidden: Tensor,
+    opened: Tensor,
+    shape: Shape,
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    shape: Shape = ctx.shape
-    need_rows, need_up, need_bias, need_down = ctx.needs_input_grad[:4]
+    """Gradients of rows, up, bias and down, those that are needed."""
     groups = _groups(shape.offsets, up.shape[1])
     idle = sum(len(group.experts) for group in groups) < up.shape[0]
-    grad_rows = fresh(rows, *rows.shape) if need_rows else None
-    grad_up = fresh(up, *up.shape, zero=idle) if need_up else None
-    grad_bias = fresh(up, *up.shape[:2], zero=idle) if need_bias else None
-    grad_down = fresh(down, *down.shape, zero=idle) if need_down else None
+    grad_rows = fresh(rows, *rows.shape) if needed[0] else None
+    grad_up = fresh(up, *up.shape, zero=idle) if needed[1] else None
+    grad_bias = fresh(up, *up.shape[:2], zero=idle) if needed[2] else None
+    grad_down = fresh(down, *down.shape, zero=idle) if needed[3] else None
     grad_active = fresh(rows, _height(groups), down.shape[2])
     grad_hidden = fresh(rows, _height(groups), up.shape[1]) if shape.gated else grad_active
+    product = torch.empty_like(grad_active) if shape.gated else None
+    ups, downs = _each(up, groups), _each(down, groups)
     for group in groups:
-        here, low = group.rows, slice(0, group.height)
-        pieces = group.split(grad[here], active[here], grad_active[low])
-        for e, (sent, kept, out) in zip(group.experts, pieces, strict=True):
+        low = slice(0, group.height)
+        hidden_nF, active_nF, sent_nF = hidden[group.rows], opened[group.rows], grad_active[low]
+        if product is not None and grad_down is not None:
+            active_nF = torch.mul(active_nF, hidden_nF.chunk(2, dim=1)[1], out=product[low])
+        for e, g, x, out in group.pieces(grad[group.rows], active_nF, sent_nF):
             if grad_down is not None:
-                torch.mm(sent.t(), kept, out=grad_down[e])
-            torch.mm(sent, down[e], out=out)
-        if not (need_rows or need_up or need_bias):
+                torch.mm(g.t(), x, out=grad_down[e])
+            torch.mm(g, downs[e], out=out)
+        if not any(needed[:3]):
             continue
-        _activate_backward(grad_active[low], hidden[here], grad_hidden[low], shape)
-        pieces = group.split(grad_hidden[low], rows[here])
-        for e, (sent, kept) in zip(group.experts, pieces, strict=True):
-            if grad_up is not None:
-                torch.mm(sent.t(), kept, out=grad_up[e])
-            if grad_bias is not None:
-                torch.sum(sent, 0, out=grad_bias[e])
+        into_nF = grad_hidden[low]
+        _activate_backward(sent_nF, hidden_nF, opened[group.rows], into_nF, shape)
+        if grad_up is not None:
+            for e, g, x in group.pieces(into_nF, rows[group.rows]):
+                torch.mm(g.t(), x, out=grad_up[e])
+        if grad_bias is not None:
+            for e, g in group.pieces(into_nF):
+                torch.sum(g, 0, out=grad_bias[e])
         if grad_rows is not None:
-            pieces = group.split(grad_hidden[low], grad_rows[here])
-            for e, (sent, out) in zip(group.experts, pieces, strict=True):
-                torch.mm(sent, up[e], out=out)
+            for e, g, out in group.pieces(into_nF, grad_rows[group.rows]):
+                torch.mm(g, ups[e], out=out)
     return grad_rows, grad_up, grad_bias, grad_down
 
 
-def _activate_backward(grad: Tensor, hidden: Tensor, into: Tensor, shape: Shape) -> None:
-    activation = ACTIVATIONS[shape.activation]
+def _activate_backward(
+    grad: Tensor, hidden: Tensor, opened: Tensor, into: Tensor, shape: Shape
+) -> None:
+    """The gradient of hidden rows, into memory that may be that of the gradient, which is lost."""
+    backward = shape.activation.backward
     if not shape.gated:
-        activation.backward(grad, hidden, grad_input=into)
+        backward(grad, hidden, grad_input=into)
         return
     gate, plain = hidden.chunk(2, dim=1)
     into_gate, into_plain = into.chunk(2, dim=1)
-    activation.apply(gate, out=into_plain)
-    into_plain.mul_(grad)
-    grad.mul_(plain)
-    activation.backward(grad, gate, grad_input=into_gate)
+    torch.mul(grad, opened, out=into_plain)
+    backward(grad.mul_(plain), gate, grad_input=into_gate)
 
 
 def _through_reference(
@@ -199,7 +215,7 @@ def _through_reference(
     assert rows is not None
     assert up is not None
     assert down is not None
-    plain = ACTIVATIONS[shape.activation].plain
+    plain = shape.activation.plain
     sizes = [b - a for a, b in pairwise(shape.offsets)]
     answers = by_loop(rows, sizes, up, bias, down, plain, shape.gated)
     wanted = [t for t, need in zip(inputs, needed, strict=False) if need and t is not None]
@@ -220,9 +236,10 @@ class Group(NamedTuple):
         rows: int = self.rows.stop - self.rows.start
         return rows
 
-    def split(self, *stacks: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """What belongs to each of the experts, of matrices with the rows of the group."""
-        return zip(*(torch.split(stack, self.sizes) for stack in stacks), strict=True)
+    def pieces(self, *stacks: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Number and part of each expert, of matrices with the rows of the group."""
+        parts = (torch.split(stack, self.sizes) for stack in stacks)
+        return zip(self.experts, *parts, strict=True)
 
 
 def _groups(offsets: Sequence[int], width: int) -> list[Group]:
@@ -242,6 +259,14 @@ def _groups(offsets: Sequence[int], width: int) -> list[Group]:
     if experts:
         groups.append(Group(slice(start, offsets[-1]), experts, sizes))
     return groups
+
+
+def _each(stack: Tensor, groups: list[Group]) -> tuple[Tensor, ...] | dict[int, Tensor]:
+    """The matrix of each expert that has rows, by its number: all at once if that is quicker."""
+    used = [e for group in groups for e in group.experts]
+    if 4 * len(used) > stack.shape[0]:
+        return stack.unbind(0)
+    return {e: stack[e] for e in used}
 
 
 def _height(groups: list[Group]) -> int:

@@ -74,7 +74,8 @@ class Traffic:
         node_G = self.cluster.node_of(np.arange(self.cluster.devices))
         same = node_G[:, None] == node_G
         links = same & ~np.eye(len(node_G), dtype=np.bool_) if level == "intra" else ~same
-        return links.astype(np.float64)
+        table: Numbers = links.astype(np.float64)
+        return table
 
 
 def flat_traffic(route: Route, device_of: Ids, home: Ids, cluster: Cluster) -> Traffic:

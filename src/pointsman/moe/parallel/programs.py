@@ -97,8 +97,9 @@ def exflow(trace: Trace, cluster: Cluster, *, node_limit: int = 1, starts: int =
     Where we depart: HiGHS instead of Gurobi, and a limit of nodes instead of one of time. As
     SciPy's solver takes no starting point and proves little at a hundred experts, the halves are
     improved layer by layer (`improved`), as are placements drawn at random, and the best is taken;
-    with `starts=0` the programs alone decide, as in the paper. Its second half, contexts on every device so that tokens need not return, is the assumption
-    of `travel`, and not a thing that is run.
+    with `starts=0` the programs alone decide, as in the paper. Its second half, contexts on every
+    device so that tokens need not return, is what `travel` takes for granted, and nothing here runs
+    it.
 
     Args:
         trace: to place by; keep another to measure on.
@@ -118,7 +119,7 @@ def exflow(trace: Trace, cluster: Cluster, *, node_limit: int = 1, starts: int =
     _check_trace(trace, cluster)
     experts: list[Ids] = [np.arange(trace.num_experts)] * trace.layers
     halved = np.zeros((trace.layers, trace.num_experts), dtype=np.int64)
-    _halve(trace, experts, 0, cluster.devices, halved, node_limit)
+    _halve(trace, experts, range(cluster.devices), cluster.per_node, halved, node_limit)
     if not starts:
         return halved
     shape = (trace.layers, trace.num_experts, cluster.devices)
@@ -128,21 +129,28 @@ def exflow(trace: Trace, cluster: Cluster, *, node_limit: int = 1, starts: int =
 
 
 def _halve(
-    trace: Trace, experts: list[Ids], first: int, devices: int, found: Ids, node_limit: int
+    trace: Trace,
+    experts: list[Ids],
+    devices: range,
+    per_node: int,
+    found: Ids,
+    node_limit: int,
 ) -> None:
-    """Write devices first, ..., first + devices - 1 for these experts of each layer."""
-    if devices == 1:
+    """Place these experts of each layer on these devices, cutting between nodes first."""
+    if len(devices) == 1:
         for layer, own in enumerate(experts):
-            found[layer, own] = first
+            found[layer, own] = devices[0]
         return
-    right = devices // 2
+    unit = per_node if len(devices) > per_node else 1
+    left = len(devices) - len(devices) // unit // 2 * unit
     tables = [
         table[np.ix_(experts[at], experts[at + 1])] for at, table in enumerate(trace.transitions)
     ]
-    side = _bisect(tables, len(experts[0]) * right // devices, node_limit)
-    for half, begin, count in ((0, first, devices - right), (1, first + devices - right, right)):
-        own = [layer[side[at] == half] for at, layer in enumerate(experts)]
-        _halve(trace, own, begin, count, found, node_limit)
+    right = len(experts[0]) * (len(devices) - left) // len(devices)
+    side = _bisect(tables, right, node_limit)
+    for half, part in enumerate((devices[:left], devices[left:])):
+        inside = [layer[side[at] == half] for at, layer in enumerate(experts)]
+        _halve(trace, inside, part, per_node, found, node_limit)
 
 
 def _bisect(tables: list[Numbers], right: int, node_limit: int) -> Ids:
@@ -203,7 +211,7 @@ def exflow_exact(trace: Trace, cluster: Cluster) -> Ids:
     return _argmax(values[place_LEG])
 
 
-def moetuner(trace: Trace, cluster: Cluster, *, gap: float = 0.025, node_limit: int = 500) -> Ids:
+def moetuner(trace: Trace, cluster: Cluster, *, gap: float = 0.025, node_limit: int = 50) -> Ids:
     """Equal load on every device first, and then little traffic over the busiest link.
 
     One program for each layer groups its experts into as many clusters as there are devices, of

@@ -27,6 +27,10 @@ class KMeansRouter(Router):
     normalised first, so that long ones do not pull more. Gradients reach the tokens through the
     cosine if asked.
 
+    In half precision small steps of a centroid are lost to rounding: keep the router in float32 and
+    give the layer `router_dtype=torch.float32`. Of several processes each follows its own tokens:
+    average the buffers between them.
+
     Args:
         width: D.
         num_experts: E.

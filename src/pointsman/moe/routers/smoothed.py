@@ -35,7 +35,9 @@ class SmoothedRouter(Router):
     A is row-stochastic over the tokens of one sequence: a learned similarity
     A_ij = softmax over j of x_i W x_j / temperature, or, without a width, the attention of the
     layer below (`context.attention`). Softmax of the scores gives p' back. An expert that the inner
-    router closed to a token stays closed to it. Costs S² a sequence.
+    router closed to a token stays closed to it. Costs S² a sequence; on a GPU the host waits once,
+    to learn how many sequences and places there are. A token that is decoded alone sees itself
+    alone: what came before it is not kept.
 
     Args:
         router: whose probabilities are smoothed.

@@ -122,7 +122,7 @@ class BiLevelAdapter(nn.Module):
         super().__init__()
         self.width, self.expert, self.kept_routers = width, expert, routers
         self.kept_experts, self.momentum = experts, momentum
-        self.shared = _adapter(width, shared)
+        self.shared = _adapter(width, shared, 0.0)
         self.anchor = freeze(deepcopy(self.shared))  # its weights at the last step
         self.experts, self.routers, self.heads = (nn.ModuleList() for _ in range(3))
 
@@ -138,7 +138,7 @@ class BiLevelAdapter(nn.Module):
         """
         for part in (self.experts, self.routers, self.heads):
             freeze(part)
-        new, older = _adapter(self.width, self.expert), list(self.experts)[:-1]
+        new, older = _adapter(self.width, self.expert, FIRST_SCALE), list(self.experts)[:-1]
         if older:
             with torch.no_grad():
                 for weight, *old in zip(
@@ -200,21 +200,26 @@ class BiLevelAdapter(nn.Module):
             old.copy_(weight)
 
 
-class _Scale(nn.Module):
-    """A learned factor for each channel, zero at first."""
+# A head reads the normalised answer of its expert, and the gradient of a norm at zero is hundreds
+# of times too large; so an expert does not start at zero, as the paper has it.
+FIRST_SCALE = 0.1
 
-    def __init__(self, width: int) -> None:
+
+class _Scale(nn.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self, width: int, start: float) -> None:
         super().__init__()
-        self.factor = nn.Parameter(torch.zeros(width))
+        self.factor = nn.Parameter(torch.full((width,), start))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
 
 
-def _adapter(width: int, hidden: int) -> nn.Sequential:
+def _adapter(width: int, hidden: int, start: float) -> nn.Sequential:
     down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
     norm, drop = nn.LayerNorm(width), nn.Dropout(0.1)
-    return nn.Sequential(norm, down, nn.ReLU(), drop, up, _Scale(width))
+    return nn.Sequential(norm, down, nn.ReLU(), drop, up, _Scale(width, start))
 
 
 def _entropy(logits_nC: Tensor) -> Tensor:
@@ -232,7 +237,8 @@ def bi_level_routing(
 
     Where we depart: the paper's classifier (cosine, aligned on samples drawn after each task) and
     its distillation of final predictions into heads are left to the caller; a head's entropy is
-    over its own classes, as in the paper, and comparable only if tasks have about as many.
+    over its own classes, as in the paper, and comparable only if tasks have about as many. The
+    channel scales of experts start at 0.1 instead of 0, which a head cannot start from.
 
     Args:
         width: D.
