@@ -16,9 +16,14 @@ NAMES = {
         "deferral_area deferral_curve fixed_sequence inputs_needed oracle p_value pgr "
         "random_mixing safest_first standard_error upper_bound"
     ),
+    "pointsman.learn": (
+        "LeastSquaresGate PolyStep equal_weights gumbel_straight_through imitation k_means "
+        "leave_one_out log_prob_without_replacement polytope_step rectified_straight_through "
+        "sparsemixer straight_through"
+    ),
     "pointsman.moe": (
-        "Context FeedForwardExperts LayerReport Leaks MoE Routing Slots SoftMoE Telemetry "
-        "agreement check_guarantee leaks watch"
+        "CompetingRouter CompetitionSchedule Context FeedForwardExperts LayerReport Leaks MoE "
+        "Routing Slots SoftMerging SoftMoE Telemetry agreement check_guarantee leaks watch"
     ),
     "pointsman.pool": "Cascade",
     "pointsman.run": (

@@ -188,7 +188,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _matrix_vector_flops(*shapes: Any, out_shape: Any = None) -> int:
+def _matrix_vector_flops(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
     """2 FLOPs for each entry of the largest operand: mv, addmv and dot."""
     return 2 * max(int(math.prod(shape)) for shape in shapes if isinstance(shape, torch.Size))
 

@@ -208,7 +208,7 @@ def test_fine_experts_are_balanced_by_a_bias_that_training_moves_and_no_answer_d
 def test_the_knob_of_a_routed_network_picks_more_or_fewer_of_the_same_experts() -> None:
     x = torch.randint(0, 255, (4, 16), dtype=torch.uint8)
     for form, names in (
-        ("fine-moe", ["2 experts", "4 experts", "8 experts"]),
+        ("fine-moe", ["2 experts", "6 experts", "14 experts"]),
         ("relu-moe", ["best score only", "scores from 50% of the best", "every positive score"]),
     ):
         spec = TASKS["text"].networks[form]

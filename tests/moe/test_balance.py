@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 
 from pointsman.errors import InputError, RouteError
@@ -220,6 +220,16 @@ class TestBiasedTopK:
     def test_it_may_stand_in_a_causal_layer(self) -> None:
         experts = FeedForwardExperts(4, 6, 5)
         MoE(nn.Linear(6, 4), BiasedTopK(4, 2), experts, causal=True)
+
+    def test_loads_of_all_processes_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other process is made up: it sent 9 tokens to the last expert."""
+        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(
+            distributed, "all_reduce", lambda load: load.add_(torch.tensor([0, 0, 9]))
+        )
+        select = BiasedTopK(3, 1, rate=0.25)
+        select.after_step([routing_of(torch.tensor([[9.0, 0, 0]] * 6))])
+        assert select.bias.tolist() == [-0.25, 0.25, -0.25]
 
     @pytest.mark.parametrize(("k", "rate"), [(0, 0.1), (4, 0.1), (1, -0.1), (1, math.nan)])
     def test_numbers_out_of_range_are_refused(self, k: int, rate: float) -> None:

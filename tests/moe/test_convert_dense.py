@@ -192,6 +192,19 @@ def test_redrawing_changes_the_share_asked_for_and_keeps_the_spread() -> None:
     assert_close(new.std(), mlp[0].weight.std(), rtol=0.05, atol=0)
 
 
+def test_redrawn_units_are_like_those_they_replace_not_like_all() -> None:
+    mlp = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 8))
+    with torch.no_grad():
+        mlp[0].weight[0] = 1e6
+        mlp[2].weight[:, 0] = 1e6
+    experts = copy(mlp, 6, redrawn=0.5, generator=generator()).experts
+    assert isinstance(experts, FeedForwardExperts)
+    spared = (experts.up_EFD[:, 0] == 1e6).all(dim=1)
+    assert 0 < int(spared.sum()) < 6
+    assert experts.up_EFD[spared][:, 1:].abs().max() < 10
+    assert experts.down_EDF[spared][:, :, 1:].abs().max() < 10
+
+
 def test_what_a_layer_holds_is_its_own() -> None:
     mlp = plain()
     moe = copy(mlp, 3)

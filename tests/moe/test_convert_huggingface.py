@@ -159,7 +159,15 @@ def test_names_are_those_that_transformers_writes(family: str, tmp_path: Any) ->
     }
     model_class, config_class, middle, layout = kinds[family]
     tokens_of = {"vocab_size": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = config_class(**SIZES, **tokens_of, intermediate_size=12, num_hidden_layers=1)
+    experts = {"num_local_experts" if family == "mixtral" else "num_experts": 4}
+    config = config_class(
+        **SIZES,
+        **tokens_of,
+        **experts,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_experts_per_tok=2,
+    )
     model = model_class(config)
     with no_bars():
         model.save_pretrained(tmp_path)

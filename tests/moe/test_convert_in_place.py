@@ -19,6 +19,7 @@ from pointsman.moe.convert import (
     collected,
     copy,
     load_block,
+    padded,
     release,
     routed_layers,
     split,
@@ -261,6 +262,25 @@ def test_collected_counts_calls_and_stops_listening() -> None:
     }
     assert float(found.loss) == 0
     assert found.routings["model.layers.1.mlp.moe"][0].route.num_inputs == 18
+
+
+@pytest.mark.parametrize("kind", ["olmoe", "llama"])
+def test_padding_takes_no_expert_where_it_is_told(kind: str) -> None:
+    model = model_of({**SPARSE, **DENSE}[kind])
+    if kind == "olmoe":
+        adopt(model)
+    else:
+        wrap(model, partial(split, copies=2, slices=2))
+    mask = torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 6:] = 0
+    before = model(ids(), attention_mask=mask).logits
+    with padded(model, mask), collected(model) as found:
+        after = model(ids(), attention_mask=mask).logits
+    assert_close(after[mask.bool()], before[mask.bool()], rtol=1e-5, atol=1e-5)
+    assert [calls[0].route.num_inputs for calls in found.routings.values()] == [15, 15]
+    assert torch.equal(model(ids(), attention_mask=mask).logits, before)
+    with pytest.raises(InputError, match="no routed block"), padded(nn.Linear(2, 2), mask):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ TITLES = {
     "exits": "Early exits of one network",
     "nested": "Nested widths of one network",
     "moe": "Mixture of experts",
-    "fine-moe": "Small experts beside a shared one, balanced by a bias",
-    "relu-moe": "Mixture of experts by ReLU",
+    "fine-moe": "Fine-grained experts, balanced by a bias",
+    "relu-moe": "Fine-grained experts by ReLU",
 }
 # Ways whose stages may be asked in turn; of the others, one stage answers everything.
 ASKED_IN_TURN = ("cascade", "exits")

@@ -12,7 +12,7 @@ from pointsman.select.checks import check_count, check_positive, check_scores
 from pointsman.select.guarantee import guarantees
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
-EVALUATIONS = 300  # of the semi-dual at most
+EVALUATIONS = 150  # of the semi-dual at most
 
 
 @guarantees(batch_independent=False, causal=False)

@@ -161,4 +161,7 @@ CLAIM = Claim(
         "80 images, routed": "80 images: routed",
         "320, convolution": "320 images: convolution",
     },
+    note="From 80 images on the routed network is right nearly always and beats the convolutional "
+    "one of four times the images. On 40 it fails: its experts often settle on one of the two "
+    "patterns, or on none.",
 )

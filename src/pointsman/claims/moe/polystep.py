@@ -206,4 +206,6 @@ CLAIM = Claim(
         "evolution": "evolution strategies: error",
         "SPSA": "SPSA: error",
     },
+    note="It is ahead of evolution strategies and SPSA in the mean, not by the factor asked. On "
+    "the two seeds that settings were chosen on, SPSA was as good.",
 )

@@ -179,4 +179,6 @@ CLAIM = Claim(
         "softmax": "learned softmax: error",
         "softmax's effective": "learned softmax: effective experts",
     },
+    note="The learned softmax has the lower error of the two ways to learn, with one expert "
+    "dominating.",
 )

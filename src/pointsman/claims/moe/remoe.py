@@ -142,6 +142,8 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    note="The error was several times that of top-k with as many experts: the paper's gain in loss "
+    "does not show at this size.",
     composition="linear router · ReLU · gated feed-forward experts · adaptive L1",
     key={
         "sparsity": "ReLU: sparsity",

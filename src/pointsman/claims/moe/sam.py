@@ -45,7 +45,7 @@ def quick() -> None:
     _, routing = layer(torch.randn(200, WIDTH, dtype=torch.float64))
     group = routing.route.branches.reshape(200, 3) // (EXPERTS // GROUPS)
     must(bool((group == group[:, :1]).all()), "all experts of a token are of one group")
-    chance = routing.scores.softmax(dim=1)
+    chance = routing.scores.detach().softmax(dim=1)
     total = chance.reshape(200, GROUPS, -1).sum(dim=2)
     must(torch.equal(group[:, 0], total.argmax(dim=1)), "the group of the largest sum")
     last = chance.gather(1, routing.route.branches.reshape(200, 3)).amin(dim=1)
@@ -60,6 +60,7 @@ def quick() -> None:
 
 def full(seed: int) -> Figures:
     """Error and devices that a token goes to: top-1, two in one group, the two best anywhere."""
+    from collections.abc import Callable
     from functools import partial
 
     import torch
@@ -77,19 +78,19 @@ def full(seed: int) -> Figures:
             FeedForwardExperts(EXPERTS, WIDTH, HIDDEN, activation="relu"),
         )
 
-    makers = {
+    makers: dict[str, Callable[[], MoE]] = {
         "two in one group": lambda: sam(WIDTH, HIDDEN, EXPERTS, GROUPS, 2, balance=0.0),
         "top-1": lambda: free(1),
         "free top-2": lambda: free(2),
     }
     mixture = worlds.mixture(seed, clusters=CLUSTERS, width=WIDTH)
-    found = {}
+    found: dict[str, float] = {}
     for row, make in makers.items():
         torch.manual_seed(seed)
         layer = make()
         worlds.regress(layer, mixture, seed=seed, updates=UPDATES)
         route = layer(mixture.draw(4096, seed=seed + 10_000).x)[1].route
-        devices = route.mask().unflatten(1, (GROUPS, -1)).any(dim=2).sum(dim=1)
+        devices = route.mask().reshape(4096, GROUPS, -1).any(dim=2).sum(dim=1)
         found |= {
             f"{row}: relative error": worlds.relative_error(layer, mixture, seed=seed),
             f"{row}: devices a token": float(devices.double().mean()),

@@ -46,8 +46,8 @@ def quick() -> None:
     x = torch.randn(256, WIDTH)
     layer = smile(WIDTH, HIDDEN, NODES, DEVICES)
     route = layer(x)[1].route
-    p = layer.router.groups(x).softmax(dim=1)  # type: ignore[operator, union-attr]
-    q = layer.router.experts(x).softmax(dim=1)  # type: ignore[operator, union-attr]
+    p = layer.router.groups(x).softmax(dim=1)  # type: ignore[operator]
+    q = layer.router.experts(x).softmax(dim=1)  # type: ignore[operator]
     must(torch.equal(route.branches // DEVICES, p.argmax(dim=1)), "the best node")
     must(torch.equal(route.branches % DEVICES, q.argmax(dim=1)), "the best place in it")
     assert_close(route.weights, p.amax(dim=1) * q.amax(dim=1))
@@ -100,7 +100,7 @@ def full(seed: int) -> Figures:
     from pointsman.moe.systems.two_level import smile
 
     mixture = worlds.mixture(seed, clusters=CLUSTERS, width=WIDTH)
-    found = {}
+    found: dict[str, float] = {}
     for row in ("bi-level", "flat"):
         torch.manual_seed(seed)
         layer = smile(WIDTH, HIDDEN, NODES, DEVICES) if row == "bi-level" else _flat()

@@ -160,7 +160,7 @@ def _text(data: Dataset, rows: int) -> Task:
                 "form": "relu",
                 "width": routed_width,
                 "layers": routed_layers,
-                "experts": text.RELU_EXPERTS,
+                "experts": text.FINE_EXPERTS,
                 "used": list(text.RELU_SHARES),
             },
         },

@@ -1,9 +1,9 @@
 """Small causal byte-level transformers: plain, nested and routed feed-forwards.
 
 Three systems route: top-k of a few experts with a balancing loss; top-k of many small ones beside a
-shared one, balanced by a bias (DeepSeek-V3's way); and ReLU routing, where a token takes as many as
-score above zero. All are causal. One number says how much a routed network spends: k, or for ReLU
-the share of a token's best score that an expert must reach.
+shared one, balanced by a bias (DeepSeek-V3's way); and the same experts under ReLU routing, where a
+token takes as many as score above zero. All are causal. One number says how much a routed network
+spends: k, or for ReLU the share of a token's best score that an expert must reach.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,9 @@ NESTED_SIZE = (96, 4)
 ROUTED_SIZE = (64, 3)
 WIDTHS = (0.0625, 0.25, 0.5, 1.0)
 EXPERTS_USED = (1, 2, 4)
-FINE_EXPERTS, FINE_USED = 32, (2, 4, 8)
-RELU_EXPERTS, RELU_SHARES = 8, (1.0, 0.5, 0.0)
+FINE_EXPERTS, FINE_K = 32, 6  # with the shared one, six of them are as wide as the usual one
+FINE_USED = (2, 6, 14)
+RELU_SHARES = (1.0, 0.5, 0.0)
 BALANCE_WEIGHT = 0.01
 BIAS_RATE = 0.003
 BYTES = 256
@@ -88,20 +89,25 @@ def fine_feed_forward(width: int, experts: int) -> MoE:
     """
     return MoE(
         nn.Linear(width, experts, bias=False),
-        BiasedTopK(experts, FINE_USED[1], rate=BIAS_RATE, renormalize=True),
+        BiasedTopK(experts, FINE_K, rate=BIAS_RATE, renormalize=True),
         FeedForwardExperts(experts, width, width // 2),
-        shared=nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)),
+        shared=_shared(width),
     )
 
 
 def relu_feed_forward(width: int, experts: int) -> MoE:
-    """Experts weighed by ReLU, about two a token (Wang et al. 2024, "ReMoE", arXiv 2412.14711)."""
+    """The same experts, weighed by ReLU (Wang et al. 2024, "ReMoE", arXiv 2412.14711)."""
     return MoE(
         nn.Linear(width, experts, bias=False),
         relu,
-        FeedForwardExperts(experts, width, 2 * width),
-        balance=[(1.0, AdaptiveL1(2))],
+        FeedForwardExperts(experts, width, width // 2),
+        shared=_shared(width),
+        balance=[(1.0, AdaptiveL1(FINE_K))],
     )
+
+
+def _shared(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
 
 @guarantees(batch_independent=True, causal=True)

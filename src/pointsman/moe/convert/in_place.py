@@ -40,8 +40,9 @@ NAMES = {
 class RoutedBlock(nn.Module):
     """A routed layer where a model expects a module that gives a tensor.
 
-    The routing of each call is for those who listen, see `collected`. An adopted block reads and
-    writes state dicts under the names of the block it stands for.
+    The routing of each call is for those who listen, see `collected`, and padding is told by
+    `padded`, as models of transformers do not hand their mask to feed-forwards. An adopted block
+    reads and writes state dicts under the names of the block it stands for.
 
     Args:
         moe: the layer.
@@ -54,6 +55,7 @@ class RoutedBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.moe, self.after = moe, after
+        self.mask: Tensor | None = None  # see `padded`
         # A tuple, so that it is no submodule.
         self.stands_for: tuple[nn.Module, ...] = () if block is None else (block,)
         if block is not None:
@@ -62,7 +64,7 @@ class RoutedBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Features (..., D) to (..., D)."""
-        output: Tensor = self.moe(hidden_states)[0]
+        output: Tensor = self.moe(hidden_states, mask=self.mask)[0]
         return output if self.after is None else self.after(output)
 
 
@@ -229,6 +231,32 @@ def collected(model: nn.Module) -> Iterator[Collected]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def padded(model: nn.Module, attention_mask: Tensor) -> Iterator[None]:
+    """Meanwhile, the adopted and wrapped blocks of a model leave padding out.
+
+    It takes no expert, no capacity and no part in a loss or a count; real tokens come out as
+    before. Under activation checkpointing, let the backward pass run inside too.
+
+    Args:
+        model: called with inputs of the mask's shape, thus not for generation with a cache.
+        attention_mask: (n, S), nonzero where there is a token, as given to the model.
+
+    Raises:
+        InputError: the model has no such block.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, RoutedBlock)]
+    if not blocks:
+        raise InputError(f"{type(model).__name__} has no routed block: `adopt` or `wrap` it first")
+    try:
+        for block in blocks:
+            block.mask = attention_mask.bool()
+        yield
+    finally:
+        for block in blocks:
+            block.mask = None
 
 
 class _Place(NamedTuple):

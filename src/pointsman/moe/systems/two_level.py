@@ -149,7 +149,8 @@ def alignment(routing: "Routing", layer: "MoE | None" = None, *, groups: int) ->
     chosen_N = chance_TE[route.inputs, route.branches]
     none_T = torch.full_like(chance_TE[:, 0], torch.inf)
     last_T = none_T.scatter_reduce(0, route.inputs, chosen_N, "amin")
-    inside_TG = route.mask().unflatten(1, (groups, -1)).any(dim=2)
+    inside_TG = route.mask().reshape(len(chance_TE), groups, -1).any(dim=2)
     outside_TE = ~inside_TG.repeat_interleave(route.num_branches // groups, dim=1)
     above_TE = (chance_TE - last_T[:, None]).relu() * outside_TE
-    return above_TE.sum(dim=1).mean().to(scores_TE.dtype)
+    loss: Tensor = above_TE.sum(dim=1).mean().to(scores_TE.dtype)
+    return loss
