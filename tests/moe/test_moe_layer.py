@@ -256,3 +256,11 @@ def test_a_router_may_compute_in_a_wider_type() -> None:
     output, routing = moe(torch.randn(6, 4, dtype=torch.bfloat16))
     assert output.dtype == torch.bfloat16
     assert routing.scores.dtype == torch.float32
+
+
+def test_two_terms_of_one_name_both_count() -> None:
+    moe = layer()
+    moe.balance = ((1.0, switch), (2.0, switch))
+    _, routing = moe(torch.randn(6, 4))
+    assert list(routing.losses) == ["switch", "switch 2"]
+    torch.testing.assert_close(routing.loss, 3 * routing.losses["switch"])

@@ -37,7 +37,8 @@ class Routing:
         kept: (T,), places of the T among the flattened tokens; None where there is no padding.
         num_tokens: of the call, padding included.
         tokens: (T, D) without gradient, where the router learns from them after the step.
-        losses: balancing terms of this layer by name, not weighted.
+        losses: balancing terms of this layer by name, not weighted; a second term of one name is
+            "name 2".
         weights: their weights.
     """
 
@@ -79,8 +80,8 @@ class MoE(nn.Module):
             it gives is returned with the routing, of this layer alone.
         estimator: reweights the pairs of the route so that gradients reach the router, see `learn`.
         causal: refuse a router or selection in which a token's expert hangs on later tokens.
-        router_dtype: what the router computes in; None means the type of the tokens. Weights come
-            back in the type of the tokens.
+        router_dtype: what the router is given and computes in, which its own weights must be in;
+            None means the type of the tokens. Weights come back in the type of the tokens.
         input_dims: trailing dimensions that make up one token: 1 for features, 3 for images.
         max_dropped: share of the tokens that may go without an expert before a warning. At 1, the
             default, only a call that drops everything warns, which costs nothing to see.
@@ -226,9 +227,12 @@ class MoE(nn.Module):
     def _account(self, routing: Routing) -> Routing:
         if not self.balance:
             return routing
-        losses, weights = {}, {}
+        losses: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
         for weight, term in self.balance:
-            name = _name(term)
+            name, repeat = _name(term), 2
+            while name in losses:
+                name, repeat = f"{_name(term)} {repeat}", repeat + 1
             losses[name], weights[name] = term(routing, self), weight
         return replace(routing, losses=losses, weights=weights)
 

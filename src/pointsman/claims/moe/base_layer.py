@@ -14,6 +14,8 @@ What was settled:
   total with every other assignment of a small batch.
 - Batches are drawn at random here, which is what the paper shuffles tokens between workers for.
 - The baseline is the same layer that takes the best expert in training too, with no balancing.
+- 1,500 updates. With 500, on two seeds used for setting up, the assigned layer had 1.4 and 1.7
+  times the error of the greedy one: it learns more slowly, and the result hangs on enough updates.
 """
 
 from collections.abc import Sequence

@@ -16,6 +16,8 @@ What was settled:
   alone, and once by the switch loss alone. Rows start small (0.02), so that tokens are unsure, as
   in an upcycled network. What is measured is what each loss asks for, not what it does to a task:
   the paper's gains on vision-language benchmarks are not within reach here.
+- From rows of scores of unit variance, on a seed used for setting up, tokens were surer from the
+  start, and entropy ended 0.27 nats below that under the switch loss instead of 0.5.
 - "Distance" is the largest gap between the two distributions (Kolmogorov-Smirnov), the mean over
   experts; loads are of top-1.
 """

@@ -14,6 +14,8 @@ What was settled:
   pairs i != j, how often M[i, j] < M[i, i] and M[j, i] < M[i, i], with rows as they are.
 - A byte-level language model of two layers, 16 experts and k = 4, alpha 1, coupling weight 1 and
   load-balancing weight 0.01, as in the paper; 500 updates of 8 windows.
+- After 400 updates, on two seeds used for setting up, the loss was 0.5 and 1.0 % above that without
+  coupling; 500 are what the time allows.
 - The paper's gain in quality shows at 3B parameters; at this size no gain showed when this check
   was designed. What is asked for is that coupling comes about, does not come about by itself, and
   costs no loss.

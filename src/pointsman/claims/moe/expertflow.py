@@ -177,7 +177,7 @@ def _grouping(seed: int, layers: int = 6, tokens: int = 16) -> dict[str, float]:
     }
 
 
-def _redrawn(path: "np.ndarray", share: float, rng: "np.random.Generator") -> "np.ndarray":  # type: ignore[type-arg]
+def _redrawn(path: "np.ndarray", share: float, rng: "np.random.Generator") -> "np.ndarray":
     import numpy as np
 
     return np.where(rng.random(path.shape) < share, rng.integers(EXPERTS, size=path.shape), path)

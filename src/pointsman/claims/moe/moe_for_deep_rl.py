@@ -33,7 +33,7 @@ STARTS, HORIZON = 2000, 15
 
 
 def quick() -> None:
-    """Both softmaxes sum to one, tokens permute, one expert sees their mean, equal experts merge."""
+    """Both softmaxes sum to one, tokens permute, equal experts are one of the slots."""
     import torch
     from torch import nn
     from torch.testing import assert_close
@@ -201,7 +201,8 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
-    composition="soft mixture over the places of a feature map · feed-forward experts, 4 slots each",
+    composition="soft mixture over the places of a feature map · feed-forward experts, 4 slots "
+    "each",
     key={
         "soft mixture": "soft mixture: return",
         "wide dense": "wide dense: return",

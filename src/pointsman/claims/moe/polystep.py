@@ -68,18 +68,10 @@ def quick() -> None:
         return _error(tree, points, labels)
 
     optimiser = polystep(module, rank=None, probe=1.5, generator=generator)
-    before = error_of(error)
     optimiser.step(error)
     must(tree.grad is None, "no gradient is made")
-    must(error_of(error) <= before + 0.5, "a step ends somewhere")
-
-
-def error_of(error: Callable[[], float]) -> float:
-    """An error outside of training."""
-    import torch
-
-    with torch.no_grad():
-        return error()
+    must(bool((tree != 0).any()), "the parameters have moved")
+    must(optimiser.evaluations == 2 * (NODES * 3 + LEAVES + 1), "two for each, in whole pairs")
 
 
 def full(seed: int) -> Figures:

@@ -15,7 +15,7 @@ What was settled:
 - The limit makes the problem non-convex: columns are exact, the rows' sums can miss one. The gap is
   shown.
 - The layer is compared with the usual way to keep the same limit: each token's best expert, first
-  come, first served, the rest dropped. Clusters are of unequal size (share 1 / rank), where a limit
+  come, first served, the rest dropped, with the usual balancing loss. Clusters are of unequal size (share 1 / rank), where a limit
   hurts; both are measured in batches of the training size, since the plan is of a batch. Sinkhorn's
   plan with the same limit is shown beside.
 """
@@ -117,6 +117,7 @@ def _layer(name: str, seed: int) -> "MoE":
     import torch
 
     from pointsman.moe import MoE
+    from pointsman.moe.balance import switch
     from pointsman.moe.systems.estimated import sparse_transport
     from pointsman.select import guarantees, with_capacity
     from pointsman.select.balanced import sinkhorn_plan
@@ -127,7 +128,7 @@ def _layer(name: str, seed: int) -> "MoE":
         return layer
     served = partial(with_capacity, k=1, capacity=CAPACITY, renormalize=False)
     if name == "dropped":
-        return MoE(layer.router, served, layer.experts)
+        return MoE(layer.router, served, layer.experts, balance=((0.01, switch),))
 
     @guarantees(batch_independent=False, causal=False)
     def planned(scores: torch.Tensor) -> "Route":

@@ -13,6 +13,8 @@ What was settled:
 - Clean scores stand in the numerator of that chance and noisy ones in its threshold.
 - 16 clusters of tokens with a linear map each, 8 experts, k = 2: more clusters than experts, so
   that no expert is idle by right. The layer without the losses is trained the same way.
+- Experts of 16 hidden units. With 32, on a seed used for setting up, nothing was short: the losses
+  then cost error (0.012 against 0.009) and the fullest expert had 1.23 times the mean.
 - Loads are of fresh tokens in evaluation, without noise; those under noise, which the losses see,
   stand beside.
 """

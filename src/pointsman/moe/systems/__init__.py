@@ -1,5 +1,11 @@
 """Published systems, each a function of about ten lines that puts parts together."""
 
+from pointsman.moe.systems.adapters import (
+    ShardedLinear,
+    TaskMixedAdapter,
+    mixture_of_shards,
+    multi_head_routing,
+)
 from pointsman.moe.systems.balanced import (
     base_layer,
     blockffn,
@@ -9,6 +15,7 @@ from pointsman.moe.systems.balanced import (
     remoe,
     sparsely_gated,
 )
+from pointsman.moe.systems.continual import BiLevelAdapter, bi_level_routing, mixture_of_rank
 from pointsman.moe.systems.estimated import (
     competesmoe,
     expert_prototyping,
@@ -43,6 +50,7 @@ from pointsman.moe.systems.rerouted import (
     sampled_top_k,
     successful_neighbours,
 )
+from pointsman.moe.systems.robust import OneRoute, attack, divergence, robust_paths
 from pointsman.moe.systems.routed import (
     attention_router,
     conditional,
@@ -57,14 +65,37 @@ from pointsman.moe.systems.routed import (
     similarity_aware,
     task_aware,
 )
+from pointsman.moe.systems.stacked import (
+    DistributedNetwork,
+    Rounds,
+    RoutedAttention,
+    SkipControl,
+    chain_of_experts,
+    distributed_architecture,
+)
+from pointsman.moe.systems.trees import ExpertTree, residual_tree
 from pointsman.moe.systems.upcycled import cmoe, dynamic_dino
+from pointsman.moe.systems.vision import SoftValueNetwork, multi_centre, soft_value_network
 
 __all__ = [
+    "BiLevelAdapter",
+    "DistributedNetwork",
+    "ExpertTree",
+    "OneRoute",
     "Rerouting",
+    "Rounds",
+    "RoutedAttention",
+    "ShardedLinear",
     "ShiftedRouter",
+    "SkipControl",
+    "SoftValueNetwork",
+    "TaskMixedAdapter",
+    "attack",
     "attention_router",
     "base_layer",
+    "bi_level_routing",
     "blockffn",
+    "chain_of_experts",
     "cmoe",
     "competesmoe",
     "conditional",
@@ -72,6 +103,8 @@ __all__ = [
     "coupled",
     "decode",
     "dirichlet_shaped",
+    "distributed_architecture",
+    "divergence",
     "dynamic_dino",
     "encode",
     "expert_prototyping",
@@ -86,6 +119,10 @@ __all__ = [
     "megablocks",
     "merged_by_task",
     "mixer",
+    "mixture_of_rank",
+    "mixture_of_shards",
+    "multi_centre",
+    "multi_head_routing",
     "online_k_means",
     "online_rerouting",
     "padded_rows",
@@ -95,7 +132,9 @@ __all__ = [
     "rectify_router",
     "remix",
     "remoe",
+    "residual_tree",
     "rmoe",
+    "robust_paths",
     "roma",
     "roster_of_experts",
     "routing_vectors",
@@ -104,6 +143,7 @@ __all__ = [
     "similarity_aware",
     "slots_per_expert",
     "smear",
+    "soft_value_network",
     "sparse_transport",
     "sparsely_gated",
     "successful_neighbours",
