@@ -181,6 +181,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.robust_paths",
     composition="one router for all layers · top-1 · straight-through · convolutional (here "
     "linear) experts · alternating adversarial steps",
     note="The lead over the joint step is far below the spread over the seeds: with a router loss "

@@ -108,6 +108,7 @@ CLAIM = Claim(
     decide=decide,
     note="The linear router was ahead in every seed; in a trial on another seed also at half and "
     "twice the starting scale of either router.",
+    entry="pointsman.moe.systems.attention_router",
     composition="attention router · top-2 · gated feed-forward experts",
     key={"attention": "attention: nats a byte", "linear": "linear: nats a byte"},
 )

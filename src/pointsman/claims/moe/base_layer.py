@@ -114,6 +114,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.base_layer",
     composition="linear router · equal assignment in training, top-1 when served · feed-forward "
     "experts · identity as shared path",
     key={

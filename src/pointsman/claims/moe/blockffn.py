@@ -164,6 +164,7 @@ CLAIM = Claim(
     decide=decide,
     note="Missed narrowly: chunks were 1.38 times as sparse as with top-k. The error was several "
     "times that of top-k, as the two losses were weighed for sparsity.",
+    entry="pointsman.moe.systems.blockffn",
     composition="linear router · ReLU · RMS-normed weights · small feed-forward experts · locality "
     "and chunk losses",
     key={

@@ -149,6 +149,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.bi_level_routing",
     composition="a router and a head a task, the two surest heads · top-3 of each router, weights "
     "added · an adapter a task, older frozen · slow shared adapter",
     key={

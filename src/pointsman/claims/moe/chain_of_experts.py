@@ -93,6 +93,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.chain_of_experts",
     composition="a linear router a round · top-4, not renormalised · one pool of SwiGLU experts · "
     "two rounds, residual",
     note="The difference is smaller than the spread over the seeds either way.",

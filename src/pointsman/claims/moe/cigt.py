@@ -181,6 +181,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.factored.trellis",
     composition="two-layer router · top-1 of weight one · ReLU feed-forward blocks · information "
     "gain of the labels",
     key={

@@ -152,6 +152,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.cmoe",
     composition="analytic router (representative units) · top-2 · carved experts, shared ones · "
     "learned scales · balancing bias",
     key={

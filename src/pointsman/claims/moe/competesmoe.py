@@ -153,6 +153,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.competesmoe",
     composition="linear router that competes · top-2 · feed-forward experts · imitation, "
     "diversity, switch and z losses",
     key={

@@ -113,6 +113,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.conditional",
     composition="conditional router · top-2 · linear experts",
     key={
         "by attributes": "gate by attributes: relative error",

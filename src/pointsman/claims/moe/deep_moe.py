@@ -212,6 +212,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.factored.deep_moe",
     composition="two-layer gates · all experts, softmax, running totals at first · one-layer "
     "experts, two layers of them",
     key={

@@ -182,6 +182,7 @@ CLAIM = Claim(
     "recomputation, and one tile of all weights.",
     criterion="Mechanism only: exactness and counts on simulated ranks.",
     quick=quick,
+    entry="pointsman.moe.parallel.routed_layer",
     composition="plan of tensor, expert and data ranks · parts of tokens a rank · replayed "
     "collectives · tiled Adam",
     note="What dropping saves between the experts' ranks it gathers again inside tensor groups, "

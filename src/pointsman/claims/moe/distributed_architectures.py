@@ -164,6 +164,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.distributed_architecture",
     composition="a linear router a step · top-1 under a controlled share of skips · one pool of "
     "attention, feed-forward and identity modules",
     key={

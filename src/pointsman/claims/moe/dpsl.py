@@ -148,6 +148,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.dirichlet_shaped",
     composition="linear router · top-k · gated feed-forward experts · Dirichlet prior",
     key={
         "distance": "shaped: distance",

@@ -165,6 +165,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.multi_centre",
     composition="router over channel means, handed on from bank to bank · ReLU · mixed attention "
     "and feed-forward experts on images",
     note="The weights do tell the centres apart, and the routed network has the lower error on "

@@ -178,6 +178,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.dynamic_dino",
     composition="linear router (tied rows) · top-2 of slices · sliced copies of a trained "
     "feed-forward · switch loss",
     key={

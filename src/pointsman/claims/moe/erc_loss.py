@@ -113,6 +113,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.coupled",
     composition="linear router · top-k · gated feed-forward experts · switch loss · expert-router "
     "coupling",
     key={

@@ -103,6 +103,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.parallel.exflow",
     composition="trace of routes · halving integer programs · assignment layer by layer",
     key={
         "exflow": "strong: exflow",

@@ -89,6 +89,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.expert_prototyping",
     composition="linear router · best of each group · feed-forward experts",
     key={
         "two groups": "two groups: error",

@@ -214,6 +214,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.parallel.regroup",
     composition="path predictor · equal groups by Hamming distance · slots in proportion to "
     "predictions, fetched ahead",
     key={

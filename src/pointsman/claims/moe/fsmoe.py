@@ -139,6 +139,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.parallel.choose_degree",
     composition="lines fitted to times · closed form of a pipeline · event simulation · gradients "
     "in gaps",
     key={

@@ -202,6 +202,7 @@ CLAIM = Claim(
     decide=decide,
     note="At alpha 3 the new tasks do better than without instructions too. At alpha 100 their "
     "error is above 1, so worse than the base without any expert.",
+    entry="pointsman.moe.systems.glider",
     composition="cosine router + task router · top-2 · low-rank experts on a frozen base",
     key={
         "seen, alpha 100": "alpha 100: error, seen tasks",

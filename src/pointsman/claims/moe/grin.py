@@ -186,6 +186,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.grin",
     composition="linear router · sampled among near ties (SparseMixer-v2), best when served · "
     "gated feed-forward experts · switch loss",
     key={

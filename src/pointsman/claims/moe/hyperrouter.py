@@ -102,6 +102,7 @@ CLAIM = Claim(
     decide=decide,
     note="The margin over the frozen router is small, and in one seed of three the frozen one was "
     "ahead. The router trained in full is the best of the three here.",
+    entry="pointsman.moe.systems.hyperrouter",
     composition="hypernetwork router · top-2 · feed-forward experts",
     key={
         "hypernetwork": "hypernetwork: relative error",

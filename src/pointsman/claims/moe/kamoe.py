@@ -159,6 +159,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.kamoe",
     composition="Kolmogorov-Arnold router · all experts, sigmoid weights · feed-forward experts",
     key={
         "GRKAN gate": "GRKAN gate: R2",

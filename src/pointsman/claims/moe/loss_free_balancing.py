@@ -109,6 +109,7 @@ CLAIM = Claim(
     decide=decide,
     note="The switch loss balanced better than the bias in as few steps, at a slightly higher "
     "error.",
+    entry="pointsman.moe.systems.loss_free",
     composition="linear router · sigmoid top-k with a learned-beside bias · gated feed-forward "
     "experts",
     key={

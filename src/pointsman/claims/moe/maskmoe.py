@@ -148,6 +148,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.maskmoe",
     composition="masked linear router · top-1 · feed-forward experts · balancing loss",
     key={
         "rare, masked": "masked: relative error, rare words",

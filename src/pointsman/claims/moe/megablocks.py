@@ -189,6 +189,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.megablocks",
     composition="linear router · top-1 · feed-forward experts, grouped rows · switch loss",
     key={
         "waste, blocks": "blocked: waste",

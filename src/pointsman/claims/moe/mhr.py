@@ -157,6 +157,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.multi_head_routing",
     composition="a table of logits a task and head · sigmoid over its sum · inventory of low-rank "
     "experts, A and B merged by blocks · frozen shared base",
     key={

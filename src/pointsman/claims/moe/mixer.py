@@ -202,6 +202,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.mixer",
     composition="least-squares gate of contexts · top-1 at weight one · feed-forward experts",
     key={
         "error": "fitted gate: error",

@@ -201,6 +201,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.mixture_of_rank",
     composition="self-activated scores · top-4, not renormalised · rank-1 experts, older frozen · "
     "frozen shared base",
     key={

@@ -201,8 +201,11 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.soft_value_network",
     composition="soft mixture over the places of a feature map · feed-forward experts, 4 slots "
     "each",
+    note="All three are far from the best policy after so few updates; the mixture lies between "
+    "the dense layer and the wide one, close to the latter.",
     key={
         "soft mixture": "soft mixture: return",
         "wide dense": "wide dense: return",

@@ -119,6 +119,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.parallel.moetuner",
     composition="trace of routes · program of even clusters · program of clusters on devices",
     key={
         "load": "moetuner: fullest over mean load, less one",

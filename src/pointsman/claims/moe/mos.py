@@ -163,6 +163,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.mixture_of_shards",
     composition="drawn once, no router · shards of one pool, some private · low-rank update · "
     "frozen base",
     key={

@@ -184,6 +184,7 @@ CLAIM = Claim(
     note="Both balanced routers spread load better still (fullest over mean load 1.8 with the "
     "loss, 1.5 with the bias): that k-means is the most even of all did not show at this size. "
     "Nor did the balancing loss make router rows more alike.",
+    entry="pointsman.moe.systems.online_k_means",
     composition="online k-means router · top-2 · gated feed-forward experts",
     key={
         "load, k-means": "k-means: fullest over mean load",

@@ -208,6 +208,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.online_rerouting",
     composition="linear router + tuned shift · top-2 · feed-forward experts · switch loss",
     key={
         "missing cue": "missing cue: rerouted",

@@ -153,6 +153,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.factored.patch_level",
     composition="linear router · experts choose patches of each image, softmax over these · ReLU "
     "filters with fixed signs",
     key={

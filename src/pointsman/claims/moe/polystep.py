@@ -192,6 +192,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.polystep",
     composition="hard routing at weight one · polytope steps, no gradients",
     key={
         "polystep": "polystep: error",

@@ -129,6 +129,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.rectify_router",
     composition="linear router · top-1 with capacity, rectified · feed-forward experts · "
     "rectified straight-through",
     key={

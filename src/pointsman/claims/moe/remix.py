@@ -171,6 +171,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.remix",
     composition="linear router · drawn without replacement, top-k when served · low-rank experts "
     "on a frozen layer · equal weights, leave-one-out",
     key={

@@ -144,6 +144,7 @@ CLAIM = Claim(
     decide=decide,
     note="The error was several times that of top-k with as many experts: the paper's gain in loss "
     "does not show at this size.",
+    entry="pointsman.moe.systems.remoe",
     composition="linear router · ReLU · gated feed-forward experts · adaptive L1",
     key={
         "sparsity": "ReLU: sparsity",

@@ -120,6 +120,7 @@ CLAIM = Claim(
     decide=decide,
     note="The difference is within the spread of the seeds, after few updates (170); linear "
     "routers are ahead of both, which have a bottleneck of 16 numbers a token.",
+    entry="pointsman.moe.systems.rmoe",
     composition="recurrent router · top-2 · gated feed-forward experts · balancing loss",
     key={
         "recurrent": "recurrent: nats a byte",

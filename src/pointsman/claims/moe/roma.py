@@ -199,6 +199,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.roma",
     composition="linear router (tuned alone) · top-2 · feed-forward experts · manifold loss",
     key={
         "aligned": "aligned: accuracy",

@@ -143,6 +143,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.roster_of_experts",
     composition="linear router · top-4 of scores with Gumbel noise · feed-forward experts · "
     "probabilities averaged over passes",
     key={

@@ -171,6 +171,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.scaling.fit",
     composition="linear router · top-1 of a Sinkhorn plan · feed-forward experts · fitted law",
     note="The term in size times experts is not borne out by so few runs over so short a range: "
     "the law without it predicted as well.",

@@ -123,6 +123,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.two_level.sam",
     composition="linear router · best k of the best group · ReLU feed-forward experts · switch and "
     "alignment losses",
     key={

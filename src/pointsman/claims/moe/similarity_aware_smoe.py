@@ -121,6 +121,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.similarity_aware",
     composition="smoothed linear router · top-2 · feed-forward experts · balancing loss",
     key={
         "flips, similarity": "similarity-aware: share of choices that flip",

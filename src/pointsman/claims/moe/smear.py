@@ -171,6 +171,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.smear",
     composition="normalised linear router on the mean of a sequence · softmax · feed-forward "
     "experts merged by weight",
     key={

@@ -168,6 +168,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.two_level.smile",
     composition="two-level router (nodes, shared places) · best of the best group · ReLU "
     "feed-forward experts · switch losses over nodes and places",
     key={

@@ -172,6 +172,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.residual_tree",
     composition="a gate a sub-layer over token and ancestors · top-k of each node · low-rank "
     "experts with bias · tree from the leaves up · frozen shared base",
     note="The two are level: the difference is a tenth of the spread over the seeds, and the flat "

@@ -15,9 +15,10 @@ What was settled:
 - The limit makes the problem non-convex: columns are exact, the rows' sums can miss one. The gap is
   shown.
 - The layer is compared with the usual way to keep the same limit: each token's best expert, first
-  come, first served, the rest dropped, with the usual balancing loss. Clusters are of unequal size (share 1 / rank), where a limit
-  hurts; both are measured in batches of the training size, since the plan is of a batch. Sinkhorn's
-  plan with the same limit is shown beside.
+  come, first served, the rest dropped, with the usual balancing loss. Clusters are of unequal size
+  (share 1 / rank), where a limit hurts, and dropped tokens get zeros, as without a residual. All
+  are measured in batches of the training size, since the plan is of a batch. Sinkhorn's plan with
+  the same limit is shown beside.
 """
 
 from collections.abc import Sequence
@@ -164,6 +165,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.sparse_transport",
     composition="linear router · sparse transport plan · feed-forward experts",
     key={
         "transport": "transport: error",

@@ -115,6 +115,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.sparsely_gated",
     composition="noisy linear router · top-k · ReLU feed-forward experts · importance and load "
     "losses",
     key={

@@ -124,6 +124,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.task_aware",
     composition="task router · top-1 · feed-forward experts",
     key={
         "by task": "gate by task: relative error",

@@ -222,6 +222,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.systems.tutel",
     composition="linear router · top-2, first choices first, adaptive capacity · feed-forward "
     "experts · switch loss",
     key={
