@@ -28,7 +28,7 @@ TITLES = {
     "exits": "Early exits of one network",
     "nested": "Nested widths of one network",
     "moe": "Mixture of experts",
-    "fine-moe": "Fine-grained experts, balanced by a bias",
+    "fine-moe": "Fine-grained experts, top-k",
     "relu-moe": "Fine-grained experts by ReLU",
 }
 # Ways whose stages may be asked in turn; of the others, one stage answers everything.

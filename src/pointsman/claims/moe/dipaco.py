@@ -10,15 +10,15 @@ by the root of their number. In use a document runs one path.
 
 What was settled:
 - A small world instead of C4: 4 languages of 16 symbols, in each of which the next symbol hangs on
-  the last two (logits of standard deviation 1.5) and on a bias of the language (1.0). Documents of
+  the last two (logits of standard deviation 1) and on a bias of the language (1 too). Documents of
   96 symbols, the first 32 for routing by their frequencies; 512 to train on, 256 fresh ones.
 - 2 levels of 2 modules: 4 paths, 4 shards. Everything starts from one network pretrained on all
   documents for 100 steps; then 20 rounds of 25 inner steps. The dense network of the size of a path
   takes as many steps in all, on batches of the same size; with four paths at work the paper too
   counts steps, and not work. A dense network with batches of four times the size, which sees as
   much text as all paths together, is shown beside.
-- The outer rate is 0.4 with momentum 0.6, tried on other seeds among (0.7, 0.9), (0.7, 0.6) and
-  (0.4, 0.6), as was the dense network's rate among 0.003, 0.01 and 0.03, which is the inner rate.
+- Rates were tried on other seeds among 0.003, 0.01 and 0.03: 0.01 for the dense networks, 0.003
+  for the paths, whose outer rate is 0.7 with momentum 0.6, of (0.7, 0.9), (0.7, 0.6), (0.4, 0.6).
 - Re-sharding by a discriminative router, overlap and early stopping are left out.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SYMBOLS, LANGUAGES, LONG, PREFIX = 16, 4, 96, 32
 WIDTH, BATCH = 32, 256
 START, ROUNDS, INNER = 100, 20, 25
-RATE, OUTER_RATE, MOMENTUM = 1e-2, 0.4, 0.6
+DENSE_RATE, INNER_RATE, OUTER_RATE, MOMENTUM = 1e-2, 3e-3, 0.7, 0.6
 
 
 def quick() -> None:
@@ -101,7 +101,7 @@ def full(seed: int) -> Figures:
     shards, routed = nearest_shard(known, centres), nearest_shard(features, centres)
     rng = np.random.default_rng(seed)
     useless = rng.integers(LANGUAGES, size=len(train)), rng.integers(LANGUAGES, size=len(fresh))
-    found = {
+    return {
         "paths: nats a symbol": _paths(seed, train, shards, fresh, routed),
         "paths, random routing: nats a symbol": _paths(seed, train, useless[0], fresh, useless[1]),
         "dense, size of a path: nats a symbol": _dense(seed, train, fresh, BATCH),
@@ -109,7 +109,6 @@ def full(seed: int) -> Figures:
         "routing: purity": _purity(routed, other),
         "routing, in training: purity": _purity(shards, language),
     }
-    return found
 
 
 class _World:
@@ -121,7 +120,7 @@ class _World:
         self.rng, self.seed = np.random.default_rng(seed), seed
         shape = (LANGUAGES, SYMBOLS, SYMBOLS, SYMBOLS)
         bias = self.rng.standard_normal((LANGUAGES, 1, 1, SYMBOLS))
-        chances = np.exp(1.5 * self.rng.standard_normal(shape) + bias)
+        chances = np.exp(self.rng.standard_normal(shape) + bias)
         self.cumulative = (chances / chances.sum(axis=3, keepdims=True)).cumsum(axis=3)
 
     def documents(self, count: int, part: int) -> "tuple[np.ndarray, np.ndarray]":
@@ -143,7 +142,8 @@ def _frequencies(documents: "np.ndarray") -> "np.ndarray":
     """(N, symbols) of the prefix, which is left out of every loss."""
     import numpy as np
 
-    return np.eye(SYMBOLS)[documents[:, :PREFIX]].mean(axis=1)
+    found: np.ndarray = np.eye(SYMBOLS)[documents[:, :PREFIX]].mean(axis=1)
+    return found
 
 
 def _purity(shards: "np.ndarray", language: "np.ndarray") -> float:
@@ -191,10 +191,12 @@ def _network(seed: int) -> "list[nn.Module]":
         ]
 
 
-def _advance(net: "nn.Module", loss: "Callable[[nn.Module], Tensor]", steps: int) -> None:
+def _advance(
+    net: "nn.Module", loss: "Callable[[nn.Module], Tensor]", steps: int, rate: float
+) -> None:
     import torch
 
-    optimiser = torch.optim.AdamW(net.parameters(), RATE, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.0)
     for _ in range(steps):
         optimiser.zero_grad()
         loss(net).backward()  # type: ignore[no-untyped-call]
@@ -220,7 +222,7 @@ def _dense(seed: int, train: "np.ndarray", fresh: "np.ndarray", batch: int) -> f
     from torch import nn
 
     net = nn.Sequential(*_network(seed))
-    _advance(net, _loss(train, batch, seed), START + ROUNDS * INNER)
+    _advance(net, _loss(train, batch, seed), START + ROUNDS * INNER, DENSE_RATE)
     return _nats([net], fresh, np.zeros(len(fresh), dtype=np.int64))
 
 
@@ -238,9 +240,9 @@ def _paths(
     from pointsman.moe.parallel import Paths, PathTraining
 
     levels = _network(seed)
-    _advance(nn.Sequential(*levels), _loss(train, BATCH, seed), START)
+    _advance(nn.Sequential(*levels), _loss(train, BATCH, seed), START, INNER_RATE)
     model = Paths([[deepcopy(level) for _ in range(2)] for level in levels])
-    training = PathTraining(model, inner_rate=RATE, outer_rate=OUTER_RATE, momentum=MOMENTUM)
+    training = PathTraining(model, inner_rate=INNER_RATE, outer_rate=OUTER_RATE, momentum=MOMENTUM)
     work = {
         path: (float((shards == at).sum()), _loss(train[shards == at], BATCH, seed + 1 + at))
         for at, path in enumerate(model.paths())
@@ -263,18 +265,18 @@ CLAIM = Claim(
     year=2024,
     arxiv="2403.10616",
     level="moe",
-    claim="Paths through shared modules that are trained apart on their own documents, and averaged "
-    "only now and then, model text better than one network of the size of a path.",
-    baseline="A dense network of the size of a path with as many steps; the same paths under random "
-    "routing, and the dense network with four times the text, beside it.",
-    criterion="On fresh documents in the mean over the seeds: more than 0.9 of the documents are in "
-    "a shard of their own language, and the loss is below that of the dense network of the size of "
-    "a path after as many steps.",
+    claim="Paths through shared modules that are trained apart on their own documents, and "
+    "averaged only now and then, model text better than one network of the size of a path.",
+    baseline="A dense network of the size of a path with as many steps; the same paths under "
+    "random routing, and the dense network with four times the text, beside it.",
+    criterion="On fresh documents in the mean over the seeds: more than 0.9 of the documents are "
+    "in a shard of their own language, and the loss is below that of the dense network of the size "
+    "of a path after as many steps.",
     quick=quick,
     full=full,
     decide=decide,
-    composition="k-means of prefix frequencies · 2 x 2 shared modules · inner AdamW · outer Nesterov "
-    "a module",
+    composition="k-means of prefix frequencies · 2 x 2 shared modules · inner AdamW · outer "
+    "Nesterov a module",
     key={
         "nats": "paths: nats a symbol",
         "nats, dense": "dense, size of a path: nats a symbol",
