@@ -169,8 +169,10 @@ def check_other_banks(world: int) -> None:
     assert half.dtype == torch.bfloat16
     assert_close(half.float(), wanted, rtol=0.05, atol=0.05)
     frozen = shard(whole.requires_grad_(False))
-    frozen(rows.requires_grad_(), offsets).sum().backward()
-    assert rows.grad is not None
+    # Nothing on the first process needs a gradient, and the others wait for it all the same.
+    needed = dist.get_rank() > 0
+    frozen(rows.requires_grad_(needed), offsets).sum().backward()
+    assert (rows.grad is not None) == needed
 
 
 def check_refusals(world: int) -> None:

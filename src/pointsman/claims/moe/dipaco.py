@@ -275,6 +275,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    entry="pointsman.moe.parallel.PathTraining",
     composition="k-means of prefix frequencies · 2 x 2 shared modules · inner AdamW · outer "
     "Nesterov a module",
     key={

@@ -5,7 +5,7 @@ scattering inside the node, and combination between nodes. Three resources work 
 between nodes, those inside a node, and compute. More pieces overlap more, and each piece pays the
 cost of beginning every operation.
 
-Li et al. 2025, "FSMoE: a flexible and scalable training system for sparse mixture-of-experts
+Pan et al. 2025, "FSMoE: a flexible and scalable training system for sparse mixture-of-experts
 models" (arXiv 2501.10714). Here are its planning of the number of pieces and of the gaps that
 gradients are sent in, on a simulated device. Its training system, kernels, schedule for a real
 cluster, and measurements of one are not.
