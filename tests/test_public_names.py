@@ -25,6 +25,48 @@ NAMES = {
         "CompetingRouter CompetitionSchedule Context FeedForwardExperts LayerReport Leaks MoE "
         "Routing Slots SoftMerging SoftMoE Telemetry agreement check_guarantee leaks watch"
     ),
+    "pointsman.moe.balance": (
+        "AdaptiveL1 BiasedTopK ByMode DirichletPrior ExpertRouterCoupling NormedWeights chances "
+        "chunk_sparsity dominance entropy grouped_switch importance load locality router_z "
+        "sequence_switch switch"
+    ),
+    "pointsman.moe.convert": (
+        "Carving Collected Dense GateScores GatedFeedForward LearnedScale OutputBias "
+        "RepresentativeRouter RoutedBlock SharedExpert activity adopt assign average carve "
+        "carve_as collected copy from_block is_sparse_block load_block merge padded read_dense "
+        "redraw release routed_layers save_block softmax_top_k split top_k_slices typical wrap"
+    ),
+    "pointsman.moe.experts": (
+        "ConvolutionExperts FeedForwardExperts Identity LinearExperts LoRAExperts MixedExperts "
+        "Zero freeze"
+    ),
+    "pointsman.moe.parallel": (
+        "Cluster LayerCosts Line MarkovTraces Memory Overlap ParallelExperts PathPredictor "
+        "PathTraining Paths PlanBook Served TensorExpertData TiledAdam Timeline Trace Traffic "
+        "Wire allot chained choose_degree contiguous crossing even_clusters exflow exflow_exact "
+        "fetched_ahead fit_line fit_predictor flat_traffic flows gather_state gradient_norm "
+        "greedy imbalance improved moetuner nearest_shard on_demand place_gradients predict "
+        "reduce_replicated_gradients regroup reshard routed_layer seconds shard shard_centres "
+        "shuffled simulate touched travel two_level_traffic"
+    ),
+    "pointsman.moe.routers": (
+        "AttentionRouter ConditionalRouter CosineRouter HashRouter HyperRouter KANLayer KANRouter "
+        "KMeansRouter LinearRouter MaskedRouter NoisyRouter ProductRouter RecurrentRouter Router "
+        "Scored SmoothedRouter SummedRouter TaskRouter TwoLevelRouter frequency_mask"
+    ),
+    "pointsman.moe.systems": (
+        "BiLevelAdapter DistributedNetwork ExpertTree OneRoute Rerouting Rounds RoutedAttention "
+        "ShardedLinear ShiftedRouter SkipControl SoftValueNetwork TaskMixedAdapter attack "
+        "attention_router base_layer bi_level_routing blockffn chain_of_experts cmoe competesmoe "
+        "conditional confident_layers coupled decode dirichlet_shaped distributed_architecture "
+        "divergence dynamic_dino encode expert_prototyping first_choices_first glider grin "
+        "hyperrouter kamoe loss_free manifold_loss maskmoe megablocks merged_by_task mixer "
+        "mixture_of_rank mixture_of_shards multi_centre multi_head_routing online_k_means "
+        "online_rerouting padded_rows phatgoose_gate places polystep rectify_router remix remoe "
+        "residual_tree rmoe robust_paths roma roster_of_experts routing_vectors sampled_routing "
+        "sampled_top_k similarity_aware slots_per_expert smear soft_value_network "
+        "sparse_transport sparsely_gated successful_neighbours task_aware tutel"
+    ),
     "pointsman.pool": "Cascade",
     "pointsman.run": (
         "Answer Confidence Stage StageCosts Thresholds evaluating outcomes_of_stages run_staged "
@@ -40,7 +82,7 @@ NAMES = {
         "Nested PrefixBatchNorm2d PrefixConv2d PrefixLayerNorm PrefixLinear make_elastic"
     ),
 }
-LEVELS = "route cost errors select run depth moe supernet pool"
+LEVELS = "route cost errors select learn run depth moe supernet pool"
 
 
 def public(name: str) -> list[str]:

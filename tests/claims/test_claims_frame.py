@@ -278,9 +278,24 @@ def test_a_record_says_what_its_figures_say(claim):
     assert set(claim.key.values()) <= set(found.mean)
     assert len(found.seeds) == len(found.figures) >= 3
     for name, value in found.mean.items():
-        assert fmean(seed[name] for seed in found.figures) == pytest.approx(value, abs=1e-5)
+        assert fmean(seed[name] for seed in found.figures) == pytest.approx(
+            value,
+            rel=1e-5,
+            abs=1e-5,  # six significant digits are kept
+        )
     if not standing.stale:
         assert (found.status == "holds") == claim.decide(found.figures)
+
+
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS if claim.level == "moe"], ids=lambda claim: claim.slug
+)
+def test_a_system_says_what_it_is_made_of_and_by(claim):
+    module, _, name = claim.entry.rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    assert made.__doc__
+    assert claim.composition
+    assert claim.mechanism.endswith(".")
 
 
 def test_the_page_of_claims_is_what_the_records_give():
