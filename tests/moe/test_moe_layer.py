@@ -13,7 +13,7 @@ from pointsman.errors import DegenerateWarning, InputError, RouteError
 from pointsman.moe import FeedForwardExperts, MoE, Routing
 from pointsman.moe.balance import switch
 from pointsman.route import Route
-from pointsman.select import expert_choice, top_k, with_capacity
+from pointsman.select import categorical, expert_choice, top_k, with_capacity
 
 
 def layer(experts: int = 5, width: int = 4, hidden: int = 6, k: int = 2, seed: int = 0) -> MoE:
@@ -264,3 +264,13 @@ def test_two_terms_of_one_name_both_count() -> None:
     _, routing = moe(torch.randn(6, 4))
     assert list(routing.losses) == ["switch", "switch 2"]
     torch.testing.assert_close(routing.loss, 3 * routing.losses["switch"])
+
+
+def test_building_a_layer_draws_nothing() -> None:
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    router, bank = nn.Linear(8, 4), FeedForwardExperts(4, 8, 8)
+    all_before = torch.get_rng_state()
+    MoE(router, partial(categorical, k=2, generator=generator), bank)
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(torch.get_rng_state(), all_before)

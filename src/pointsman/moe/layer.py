@@ -71,6 +71,9 @@ class MoE(nn.Module):
     Padding is left out before anything is decided: it takes no expert, no capacity, no part in a
     loss or a count and no FLOPs, whatever the parts are, and its output is zero.
 
+    Under `torch.compile` the graph breaks once, around selection, dispatch and experts, as who goes
+    where hangs on values. The router and what surrounds the layer are compiled.
+
     Args:
         router: (T, D) → scores (T, E); a `Router` is also given the `Context`.
         select: scores → `Route`, such as `partial(top_k, k=2)`.
@@ -277,6 +280,8 @@ def router_can_learn(select: Select, estimator: Estimator | None, num_experts: i
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(8, max(num_experts, 1), generator=generator, dtype=torch.float64)
     scores.requires_grad_()
+    own = _generator(select)
+    state = None if own is None else own.get_state()
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             route = select(scores)
@@ -290,7 +295,20 @@ def router_can_learn(select: Select, estimator: Estimator | None, num_experts: i
             (grad,) = torch.autograd.grad((weights * probe).sum(), scores, allow_unused=True)
     except (RuntimeError, ValueError, IndexError):
         return True
+    finally:
+        if own is not None and state is not None:
+            own.set_state(state)  # the caller's draws are the caller's
     return grad is not None and bool(grad.abs().max() > 1e-9)
+
+
+def _generator(select: Select) -> torch.Generator | None:
+    """The random generator bound to a selection by `functools.partial`, if any."""
+    while isinstance(select, partial):
+        found = select.keywords.get("generator")
+        if isinstance(found, torch.Generator):
+            return found
+        select = select.func
+    return None
 
 
 def _require_like(router: nn.Module, x_TD: Tensor) -> None:
