@@ -342,7 +342,7 @@ def caption(reading: Reading, view: _View | None = None) -> str:
         count = "1 point" if len(hidden) == 1 else f"{len(hidden)} points"
         verb = "lies" if len(hidden) == 1 else "lie"
         said.append(f"{count} (▾) {verb} below {reading.quality(view.low)}, cut off.")
-    said.append("The oracle is the best possible choice per input, known only in hindsight.")
+    said.append("The oracle takes the best plain network for each input, known only in hindsight.")
     return " ".join(said if reading.oracle else said[:-1])
 
 
