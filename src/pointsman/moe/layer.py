@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pointsman.errors import DegenerateWarning, InputError
 from pointsman.moe.context import Context
 from pointsman.moe.routers.base import Router, Scored
+from pointsman.moe.routers.common import keeps_tokens, promises, scored_by, step_all
 from pointsman.route import Route
 from pointsman.select import Guarantee, guarantee_of
 
@@ -129,7 +130,7 @@ class MoE(nn.Module):
     def guarantee(self) -> Guarantee:
         """What one token's experts may depend on beside that token."""
         selected = guarantee_of(self.select)
-        scored = self.router.guarantee if isinstance(self.router, Router) else selected
+        scored = promises(self.router)
         return Guarantee(
             selected.batch_independent and scored.batch_independent,
             selected.causal and scored.causal,
@@ -180,7 +181,7 @@ class MoE(nn.Module):
             None if scored.state is None else _spread(scored.state, kept, shape),
             kept,
             shape.numel(),
-            x_TD.detach() if isinstance(self.router, Router) and self.router.keeps_tokens else None,
+            x_TD.detach() if keeps_tokens(self.router) else None,
         )
         return _spread(y_TD, kept, shape), self._account(routing)
 
@@ -190,10 +191,7 @@ class MoE(nn.Module):
         Call it after the optimiser's step with every routing of that step, of all micro-batches.
         It reads what the calls returned, so that recomputed activations are not counted again.
         """
-        for part in (self.router, self.select, *(term for _, term in self.balance)):
-            step = getattr(part, "after_step", None)
-            if step is not None:
-                step(routings)
+        step_all((self.router, self.select, *(term for _, term in self.balance)), routings)
 
     def _split(self, x: Tensor) -> tuple[torch.Size, torch.Size]:
         cut = x.ndim - self.input_dims
@@ -207,14 +205,10 @@ class MoE(nn.Module):
         dtype = self.router_dtype
         features = x_TD if dtype is None else x_TD.to(dtype)
         try:
-            if isinstance(self.router, Router):
-                scored = self.router(features, context)
-            else:
-                scored = self.router(features)
+            return scored_by(self.router, features, context)
         except RuntimeError:
             _require_like(self.router, features)
             raise
-        return scored if isinstance(scored, Scored) else Scored(scored)
 
     def _send(self, x_TD: Tensor, scores_TE: Tensor, select: Select) -> tuple[Route, Tensor]:
         """The route, and what the experts make of the tokens."""

@@ -36,10 +36,10 @@ def keeps_tokens(*routers: nn.Module) -> bool:
     return any(isinstance(router, Router) and router.keeps_tokens for router in routers)
 
 
-def step_all(routers: Sequence[nn.Module], routings: "Sequence[Routing]") -> None:
+def step_all(parts: Sequence[object], routings: "Sequence[Routing]") -> None:
     """`after_step` of those that have it."""
-    for router in routers:
-        step = getattr(router, "after_step", None)
+    for part in parts:
+        step = getattr(part, "after_step", None)
         if step is not None:
             step(routings)
 
