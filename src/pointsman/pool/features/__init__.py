@@ -1,0 +1,1 @@
+"""Queries as numbers: encoders from text to vectors."""

@@ -1,0 +1,1 @@
+"""Learning while serving: bandits, pacing, estimates from logs, alarms."""

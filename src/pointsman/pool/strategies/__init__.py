@@ -1,0 +1,1 @@
+"""Whom to ask, whom to ask next, and whose answer to give."""
