@@ -6,15 +6,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from pointsman import __version__
-from pointsman.compare.data import Dataset, Part
-from pointsman.compare.networks.task import Metric
-from pointsman.compare.policy import Policy
+from pointsman.compare.metric import Metric
 from pointsman.errors import InputError
 from pointsman.frontier import Frontier, Pick, Point, aiq, chart, report
 from pointsman.writing import write_atomically
@@ -24,10 +22,16 @@ RESULTS, REPORT, POLICY = "results.json", "report.html", "policy"
 MADE = (POLICY, "frontier.png", "frontier.svg", REPORT, RESULTS)
 
 
+class Kept(Protocol):
+    """A policy that can be written into a folder of its own."""
+
+    def save(self, folder: Path) -> None:
+        """Write it there."""
+
+
 def assemble(
     *,
-    data: Dataset,
-    parts: Mapping[str, Part],
+    data: Mapping[str, Any],
     request: Any,
     metric: Metric,
     unit: str,
@@ -41,7 +45,10 @@ def assemble(
     used: Mapping[str, Any],
     trained: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The results as plain JSON values. All qualities and costs are means over the test part."""
+    """The results as plain JSON values. All qualities and costs are means over the test part.
+
+    `data` holds name, kind, inputs per part, classes and note.
+    """
     way, knob = str(pick.knob).split(": ", 1)
     front = fronts[list(ways).index(way)]
     picked = next(point for point in front.points if point.knob == pick.knob)
@@ -58,13 +65,7 @@ def assemble(
             "seed": request.seed,
             "command": request.command,
         },
-        "data": {
-            "name": data.name,
-            "kind": data.kind,
-            "inputs": {name: len(part) for name, part in parts.items()},
-            "classes": list(data.classes),
-            "note": data.note,
-        },
+        "data": dict(data),
         "metric": {
             "name": metric.name,
             "worst": metric.worst,
@@ -129,7 +130,7 @@ def _metrics(front: Frontier, reference: Point, ladder: Sequence[Point]) -> dict
     return found
 
 
-def write(found: Mapping[str, Any], policy: Policy, out: Path) -> None:
+def write(found: Mapping[str, Any], policy: Kept, out: Path) -> None:
     """Write the page, the chart, the policy and the results: all beside, then moved in, or nothing.
 
     Raises:

@@ -352,8 +352,13 @@ class _Comparison:
             },
         ).outcomes(answers["dense"]["test"], test["dense"].reference_quality, ladder[best].cost)
         return written.assemble(
-            data=self.data,
-            parts=self.bench.parts,
+            data={
+                "name": self.data.name,
+                "kind": self.data.kind,
+                "inputs": {name: len(part) for name, part in self.bench.parts.items()},
+                "classes": list(self.data.classes),
+                "note": self.data.note,
+            },
             request=self.request,
             metric=self.task.metric,
             unit=self.unit,

@@ -313,8 +313,9 @@ def _legend(figure: Figure, reading: Reading, left: float, top: float) -> float:
             mec=colour_of("paper"), mew=0.8, label=_short(way.title, 34),
         ))  # fmt: skip
     if len(reading.mixing) > 1:
+        label = f"{reading.members.capitalize()}, mixed at random"
         handles.append(Line2D([], [], color=colour_of("muted"), lw=1.3, linestyle=(0, (5, 3)),
-                              label="Ladder, mixed at random"))  # fmt: skip
+                              label=label))  # fmt: skip
     width = figure.get_size_inches()[0] * DPI
     for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(
@@ -342,7 +343,8 @@ def caption(reading: Reading, view: _View | None = None) -> str:
         count = "1 point" if len(hidden) == 1 else f"{len(hidden)} points"
         verb = "lies" if len(hidden) == 1 else "lie"
         said.append(f"{count} (▾) {verb} below {reading.quality(view.low)}, cut off.")
-    said.append("The oracle takes the best plain network for each input, known only in hindsight.")
+    best = "model for each query" if reading.routes_queries else "plain network for each input"
+    said.append(f"The oracle takes the best {best}, known only in hindsight.")
     return " ".join(said if reading.oracle else said[:-1])
 
 

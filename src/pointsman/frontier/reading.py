@@ -32,6 +32,7 @@ REQUIRED = {
 }
 # Units of one kind in steps of a thousand: figures are shown in whichever reads best.
 STEPS = (("FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs", "PFLOPs"), ("us", "ms", "s"))
+MONEY, MANY = "US$", 1000
 SHOWN_PER_WAY = 5
 
 
@@ -102,9 +103,24 @@ class Reading:
         return str(self.results["metric"]["name"])
 
     @property
+    def routes_queries(self) -> bool:
+        """Whether models that came trained were compared on an evaluation log."""
+        return bool(self.results["data"]["kind"] == "queries")
+
+    @property
+    def one(self) -> str:
+        """What is routed."""
+        return {"text": "token", "queries": "query"}.get(self.results["data"]["kind"], "input")
+
+    @property
     def per(self) -> str:
-        """What a cost is counted per."""
-        return "token" if self.results["data"]["kind"] == "text" else "input"
+        """What a cost is counted per: one of them, or many where one costs next to nothing."""
+        return f"{MANY:,} queries" if self.unit == MONEY and self.factor == MANY else self.one
+
+    @property
+    def members(self) -> str:
+        """What stands alone on the chart: a ladder of plain networks, or the models of a log."""
+        return "models" if self.routes_queries else "ladder"
 
     @property
     def certified(self) -> bool:
@@ -214,6 +230,8 @@ def read(results: Results) -> Reading:
         listed.insert(0, {"name": "dense", "title": "Ladder alone", "points": results["ladder"]})
     costs = [_number(point, "cost") for way in listed for point in way["points"]]
     unit, factor = _unit(str(reference["unit"]), _number(reference, "cost"), min(costs, default=0))
+    if results["data"]["kind"] == "queries" and unit == MONEY and reference["cost"] < 1:
+        factor = float(MANY)  # a call costs fractions of a cent
     titles = {way["name"]: str(way.get("title") or way["name"]) for way in listed}
     base = Reading(
         results=results, ways=(), mixing=tuple(sorted(mixing)), unit=unit, factor=factor,

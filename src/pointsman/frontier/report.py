@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from pointsman.frontier.breakdown import pool_sections
 from pointsman.frontier.chart import Layout, caption, draw, to_svg
 from pointsman.frontier.reading import OperatingPoint, Reading, Results, figure, read, share
 from pointsman.frontier.style import GLYPHS, PALETTE, way_style
@@ -78,6 +79,7 @@ def render(results: Results) -> str:
         methods=_methods(reading),
         metrics=_metrics(reading),
         trained=_trained(reading),
+        pool=pool_sections(reading),
         splits=_splits(reading),
         shares=_shares(reading),
         truth=_truth(reading.results.get("truth")),

@@ -34,9 +34,12 @@ def way_style(way: Way, ways: Sequence[Way]) -> int:
     """The number of a way's colour and marker: fixed for known names, in turn for others."""
     if way.name in FIXED_STYLE:
         return FIXED_STYLE[way.name]
-    others = [other.name for other in ways if other.name not in FIXED_STYLE]
-    free = len(MARKERS) - len(FIXED_STYLE)
-    return len(FIXED_STYLE) + others.index(way.name) % free
+    names = [other.name for other in ways]
+    taken = {style for name, style in FIXED_STYLE.items() if name in names}
+    free = [style for style in range(len(MARKERS)) if style not in taken]
+    free.sort(key=lambda style: style in FIXED_STYLE.values())  # those of known ways at last
+    others = [name for name in names if name not in FIXED_STYLE]
+    return free[others.index(way.name) % len(free)]
 
 
 def colour_of(role: str) -> str:

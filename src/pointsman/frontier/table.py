@@ -43,7 +43,7 @@ def results_table(results: Results) -> RenderableType:
         _add(table, reading, reading.oracle, "oracle, known only in hindsight", "dim")
     notes = Text(
         "▸ the pick   • cheapest of its way within the allowed drop (test split)\n"
-        "mixing: what mixing the ladder at random reaches at the same cost",
+        f"mixing: what mixing the {reading.members} at random reaches at the same cost",
         style="dim",
     )
     verdict = Text(reading.headline(), style="bold green" if reading.certified else "bold yellow")
@@ -54,7 +54,8 @@ def results_table(results: Results) -> RenderableType:
 def _columns(reading: Reading) -> Table:
     data, tested = reading.results["data"], reading.results["data"]["inputs"].get("test")
     title = f"{data['name']}: {reading.metric} against cost per {reading.per}"
-    title += f", {tested:,} test inputs" if isinstance(tested, int) else ""
+    tests = "queries" if reading.routes_queries else "inputs"
+    title += f", {tested:,} test {tests}" if isinstance(tested, int) else ""
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
         padding=0, pad_edge=False, show_edge=False,
