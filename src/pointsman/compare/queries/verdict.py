@@ -1,0 +1,139 @@
+"""Whether any strategy beats what needs no look at the query: one model alone, or chance.
+
+The validation queries are halved. On one half the best strategy and its hull's corners are chosen,
+on the other it is measured how far these corners lie above the zero router's line at their own
+cost; then the halves change places. So nothing is measured where it was chosen, and a strategy that
+learned nothing lies on the line but for noise. The interval is a bootstrap over queries; a strategy
+is said to beat chance where its lower end is above zero.
+
+Legend: S settings, M models, N queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pointsman.compare.queries.metrics import Array, corners, height_at
+from pointsman.frontier import Outcomes
+
+RESAMPLES = 1000
+LEVEL = 0.95  # one-sided: of unlearnable logs, so many at least are recognised
+SEED = 12
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether routing is worth its trouble on a log, and how sure that is.
+
+    Args:
+        routable: the lower end of the gain is above zero.
+        gain: mean quality above the zero router at equal cost, over the corners.
+        low: lower end of its one-sided interval.
+        strategy: the best on the whole of validation.
+        queries: how many it was measured on.
+    """
+
+    routable: bool
+    gain: float
+    low: float
+    strategy: str
+    queries: int
+
+    def words(self, baseline: str) -> str:
+        """The verdict in plain words.
+
+        Args:
+            baseline: what is recommended where nothing beats it.
+        """
+        points, low = f"{100 * self.gain:.2f}", f"{100 * self.low:.2f}"
+        if self.routable:
+            return (
+                f"Looking at the query pays on this log: the best strategy, {self.strategy}, lies "
+                f"{points} points of quality above mixing models by chance at equal cost "
+                f"(one-sided 95% bound {low}, on {self.queries:,} validation queries)."
+            )
+        return (
+            "No strategy is shown to beat mixing models by chance on this log: the best, "
+            f"{self.strategy}, lies {points} points of quality from it at equal cost (one-sided "
+            f"95% bound {low}, on {self.queries:,} validation queries). Recommended: {baseline}. "
+            "What would change that: queries whose text tells which model they need, or a signal "
+            "after the answer such as a confidence."
+        )
+
+
+def judge(strategies: Sequence[Outcomes], names: Sequence[str], singles: Outcomes) -> Verdict:
+    """Measure the best strategy against chance on validation queries.
+
+    Args:
+        strategies: (S, N) outcomes of each strategy on the same queries.
+        names: of the strategies.
+        singles: (M, N) of each model alone.
+    """
+    n = len(singles)
+    order = np.random.default_rng(SEED).permutation(n)
+    halves = order[: n // 2], order[n // 2 :]
+    excess = np.zeros(n)
+    for chosen_on, measured_on in (halves, halves[::-1]):
+        best = int(
+            np.argmax([_gain(s.take(chosen_on), singles.take(chosen_on)) for s in strategies])
+        )
+        excess[measured_on] = _excess(strategies[best], singles, chosen_on, measured_on)
+    draws = np.random.default_rng(SEED).integers(0, n, size=(RESAMPLES, n))
+    means = excess[draws].mean(axis=1)
+    low = float(np.quantile(means, 1 - LEVEL))
+    whole = int(np.argmax([_gain(strategy, singles) for strategy in strategies]))
+    return Verdict(low > 0, float(excess.mean()), low, names[whole], n)
+
+
+def _gain(strategy: Outcomes, singles: Outcomes) -> float:
+    """Mean height of the hull's corners above the zero router at their cost."""
+    cost, quality = strategy.cost.mean(axis=1), strategy.quality.mean(axis=1)
+    hull = corners(cost, quality)
+    zero = height_at(cost[hull], singles.cost.mean(axis=1), singles.quality.mean(axis=1))
+    return float(np.mean(quality[hull] - zero))
+
+
+def _excess(
+    strategy: Outcomes,
+    singles: Outcomes,
+    chosen_on: npt.NDArray[np.int64],
+    measured_on: npt.NDArray[np.int64],
+) -> Array:
+    """(n,) each query's part in the gain of corners chosen elsewhere.
+
+    At a corner of mean cost c between the zero router's corners a and b, the line is
+    (1 - w) q_a + w q_b with w = (c - c_a) / (c_b - c_a). The gain is linear in the queries once w
+    is fixed; that w follows the costs of this half is taken into account by its derivative, the
+    slope of the line.
+    """
+    picked = strategy.take(chosen_on)
+    hull = corners(picked.cost.mean(axis=1), picked.quality.mean(axis=1))
+    base = singles.take(chosen_on)
+    line = corners(base.cost.mean(axis=1), base.quality.mean(axis=1))
+    here, alone = strategy.take(measured_on), singles.take(measured_on)
+    total = np.zeros(len(measured_on))
+    for at in hull:
+        quality, cost = here.quality[at], here.cost[at]
+        total += quality - _chance(cost, alone, line)
+    return total / len(hull)
+
+
+def _chance(cost: Array, singles: Outcomes, line: npt.NDArray[np.int64]) -> Array:
+    """(n,) the zero router's part at the mean of these costs, query by query."""
+    means = singles.cost[line].mean(axis=1)
+    where = float(cost.mean())
+    right = int(np.searchsorted(means, where))
+    if right == 0 or len(line) == 1:
+        return np.asarray(singles.quality[line[0]])
+    if right == len(line):
+        return np.asarray(singles.quality[line[-1]])
+    low, high = line[right - 1], line[right]
+    share = (where - means[right - 1]) / (means[right] - means[right - 1])
+    quality = (1 - share) * singles.quality[low] + share * singles.quality[high]
+    spent = (1 - share) * singles.cost[low] + share * singles.cost[high]
+    slope = (singles.quality[high].mean() - singles.quality[low].mean()) / (
+        means[right] - means[right - 1]
+    )
+    return np.asarray(quality + slope * (cost - spent))

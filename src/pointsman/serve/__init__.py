@@ -1,0 +1,1 @@
+"""The gateway: an OpenAI-compatible server that routes every request by a saved policy."""

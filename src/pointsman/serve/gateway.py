@@ -1,0 +1,265 @@
+"""What the endpoints share: configuration, policy, upstreams, store, and who may ask."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+from pointsman.pool.online import Pacer
+from pointsman.serve.bill import Bill
+from pointsman.serve.client import Client
+from pointsman.serve.config import Config
+from pointsman.serve.deciding import Decider, Plan, Policy, read_vector
+from pointsman.serve.keys import bearer, hash_key
+from pointsman.serve.limits import Guesses
+from pointsman.serve.prices import Usage
+from pointsman.serve.refusal import RefusalError, overloaded
+from pointsman.serve.request import ChatRequest
+from pointsman.serve.store import ANONYMOUS, Key, Store
+from pointsman.serve.upstream import Upstream, make_upstreams
+
+PERIODS: dict[str, float | str] = {"hour": 3600.0, "day": "day", "month": "month"}
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
+
+
+@dataclass
+class Exchange:
+    """What is recorded of one request.
+
+    Args:
+        id: of the request, in the header x-pointsman-request-id.
+        began: of `time.perf_counter`.
+        time: seconds since 1970.
+        status: of HTTP; 499 where the client left.
+        error: code of what went wrong, or None.
+        key: of the client, or None.
+        request: as read.
+        plan: as decided.
+        bill: what it costs.
+        model: that answered.
+        usage: of the answer.
+        decide_seconds: that deciding took.
+    """
+
+    id: str
+    began: float = field(default_factory=time.perf_counter)
+    time: float = field(default_factory=time.time)
+    status: int = 0
+    error: str | None = None
+    key: Key | None = None
+    request: ChatRequest | None = None
+    plan: Plan | None = None
+    bill: Bill | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    decide_seconds: float = 0.0
+
+
+class Generation:
+    """A policy and its configuration, as requests that started with them keep them.
+
+    Args:
+        policy: that is served.
+        config: of the server.
+        before: the generation that this one replaces; upstreams that are configured as before are
+            taken over, with their connections and breakers.
+
+    Raises:
+        InputError: policy and configuration do not fit each other.
+    """
+
+    def __init__(self, policy: Policy, config: Config, before: "Generation | None" = None) -> None:
+        self.policy, self.config = policy, config
+        self.decider = Decider(policy, config)
+        known = {} if before is None else before.upstreams
+        self.upstreams: dict[str, Upstream] = make_upstreams(config.models, config.folder, known)
+        self.pacer: Pacer | None = None
+        serving = config.policy
+        if serving.pace:
+            floor = policy.point(serving.floor).cost if serving.floor else 0.0
+            self.pacer = Pacer(serving.pace, PERIODS[serving.pace_period], floor=floor)
+            old = before.config.policy if before is not None else None
+            if old is not None and before is not None and before.pacer is not None:
+                if (old.pace, old.pace_period) == (serving.pace, serving.pace_period):
+                    self.pacer = before.pacer
+        self.requests = 0
+
+
+class Gateway:
+    """The state of one server process.
+
+    Args:
+        generation: to begin with.
+        store: with keys, ledger and served log.
+        alarm: watches whether the certificate holds, or None.
+        observe: is told of every request once it is over.
+        clock: seconds, that only goes forward.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        store: Store,
+        alarm: Any = None,
+        observe: Callable[[Exchange], None] = lambda exchange: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.generation, self.store, self.alarm, self.observe = generation, store, alarm, observe
+        self.began = time.time()
+        self.requests = 0
+        self._guesses = Guesses(generation.config.server.guesses_per_minute, clock)
+        self._pacers: dict[int, Pacer] = {}
+
+    @contextmanager
+    def admitted(self) -> Iterator[Generation]:
+        """A place for one request, and the generation that it keeps.
+
+        Raises:
+            RefusalError: there are too many already.
+        """
+        generation = self.generation
+        if self.requests >= generation.config.server.max_requests:
+            raise overloaded(f"{self.requests} requests are under way: try again later")
+        self.requests += 1
+        generation.requests += 1
+        try:
+            yield generation
+        finally:
+            self.requests -= 1
+            generation.requests -= 1
+            if generation is not self.generation and generation.requests == 0:
+                self._retire(generation)
+
+    def replace(self, generation: Generation) -> None:
+        """Serve new requests by another policy or configuration; those under way keep theirs."""
+        old, self.generation = self.generation, generation
+        if old.requests == 0:
+            self._retire(old)
+
+    async def identify(self, client: Client) -> Key | None:
+        """Whose request it is; None where no keys are asked for.
+
+        Raises:
+            RefusalError: no key, a wrong one, too many wrong ones, or too many requests; without
+                keys, a request that a web page could have made its reader's browser send.
+        """
+        server = self.generation.config.server
+        if not server.keys:
+            check_host(client.header(b"host"), server.hosts)
+            return None
+        if wait := self._guesses.wait(client.address):
+            raise RefusalError(
+                429, "too many wrong keys from this address", "rate_limit_error", retry_after=wait
+            )
+        given = bearer(client.header(b"authorization"))
+        if given is None:
+            raise _wrong_key("a key is needed: Authorization: Bearer KEY")
+        key = await self.store.key(hash_key(given))
+        if key is None:
+            self._guesses.wrong(client.address)
+            raise _wrong_key("there is no such key")
+        allowed, wait = await self.store.allow(key.id)
+        if not allowed:
+            raise RefusalError(
+                429,
+                f"this key may ask {key.rate_per_minute:g} times a minute",
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                retry_after=wait,
+            )
+        return key
+
+    async def plan(
+        self, generation: Generation, request: ChatRequest, key: Key | None, client: Client
+    ) -> Plan:
+        """Whom a request goes to.
+
+        Raises:
+            RefusalError: to nobody.
+        """
+        pacer = self._pacer(generation, key)
+        plan = generation.decider.plan(
+            request,
+            key,
+            task=client.header(b"x-pointsman-task"),
+            vector=read_vector(client.header(b"x-pointsman-vector")),
+            pace=None if pacer is None else pacer.target_cost(),
+            alarmed=self.alarm is not None and self.alarm.alarmed,
+        )
+        if pacer is not None:
+            pacer.request(plan.cost or 0.0)
+        return plan
+
+    async def feedback(self, request_id: str, quality: float, key: Key | None) -> bool:
+        """How good a served answer was; whether there is such a request of this client."""
+        row = await self.store.feedback(request_id, quality, None if key is None else key.id)
+        if row is not None and self.alarm is not None:
+            self.alarm.observe(row)
+        return row is not None
+
+    def spent(self, exchange: Exchange) -> None:
+        """A request is over: its pacer learns what it cost."""
+        pacer = self._pacer(self.generation, exchange.key)
+        if pacer is not None and exchange.bill is not None:
+            expected = exchange.plan.cost if exchange.plan is not None else None
+            pacer.spend(exchange.bill.spent, expected or 0.0)
+
+    def record(self, exchange: Exchange) -> None:
+        """A request is over: metrics and logs learn of it."""
+        self.observe(exchange)
+
+    @staticmethod
+    def key_id(key: Key | None) -> int:
+        """The ledger's number for a client."""
+        return ANONYMOUS if key is None else key.id
+
+    def _pacer(self, generation: Generation, key: Key | None) -> Pacer | None:
+        if key is None or key.budget is None or not generation.config.policy.pace_keys:
+            return generation.pacer
+        if key.period == "total":
+            return None  # a period without an end cannot be spread over
+        pacer = self._pacers.get(key.id)
+        if pacer is None or pacer.budget != key.budget:
+            floor = key.floor or generation.config.policy.floor
+            least = generation.policy.point(floor).cost if floor else 0.0
+            pacer = self._pacers[key.id] = Pacer(key.budget, key.period, floor=least)
+        return pacer
+
+    def _retire(self, generation: Generation) -> None:
+        """Close idle connections of upstreams that the present generation did not take over."""
+        kept = {id(upstream) for upstream in self.generation.upstreams.values()}
+        for upstream in generation.upstreams.values():
+            if id(upstream) not in kept:
+                upstream.pool.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind to is reached from this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_host(given: str | None, more: tuple[str, ...]) -> None:
+    """Refuse names that are not this server's.
+
+    Raises:
+        RefusalError: the Host header is another's, as when a web page has had its own name pointed
+            to the loopback.
+    """
+    name = (given or "").rpartition(":")[0] if (given or "")[-1:].isdigit() else given or ""
+    name = (name or given or "").strip("[]").lower()
+    if name not in LOCAL and name not in more:
+        raise RefusalError(
+            403,
+            f"this server has no keys and answers to localhost alone, got host {name[:100]!r}: "
+            "add the name to hosts in models.toml",
+            "permission_error",
+        )
+
+
+def _wrong_key(message: str) -> RefusalError:
+    return RefusalError(401, message, "authentication_error", "invalid_api_key")

@@ -1,0 +1,113 @@
+"""What the store hands out: keys, reservations, totals and served requests."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pointsman.errors import PointsmanError
+from pointsman.serve.store.money import Period
+
+ANONYMOUS = 0  # the key of requests without one, on a server that asks for none
+
+Row = dict[str, Any]
+
+SERVED = (
+    "id",
+    "time",
+    "key",
+    "query",
+    "task",
+    "point",
+    "model",
+    "propensity",
+    "propensities",
+    "predicted_quality",
+    "predicted_cost",
+    "cost",
+    "latency",
+    "quality",
+)
+"""Columns of the served log.
+
+`id` of the request; `time` in seconds since 1970; `key`, the id of the key; `query`, None unless
+the text is logged; `task` or None; `point` of the policy; `model` that was chosen first;
+`propensity`, the probability with which it was; `propensities`, a mapping from every model to its
+probability; `predicted_quality`; `predicted_cost` and `cost` in US$; `latency` in seconds;
+`quality`, None until there is feedback.
+"""
+
+
+class StoreError(PointsmanError):
+    """The store cannot be read or written: its disk is full, or its server is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key, without the secret, of which the store has only the hash.
+
+    Args:
+        id: number of the key.
+        name: what people call it; no two keys that are in use share one.
+        rate_per_minute: requests per minute, or None for no limit.
+        budget: US$ per period, or None for no limit.
+        period: over which the budget holds: "day", "month" (calendar, UTC) or "total".
+        points: the points and models that it may ask for, or None for all.
+        floor: the point below which its requests are never routed, or None.
+        created: seconds since 1970.
+        revoked: seconds since 1970, or None while it is in use.
+    """
+
+    id: int
+    name: str
+    rate_per_minute: float | None = None
+    budget: float | None = None
+    period: Period = "month"
+    points: tuple[str, ...] | None = None
+    floor: str | None = None
+    created: float = 0.0
+    revoked: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Money that is set aside for a request whose cost is not known yet.
+
+    Args:
+        request: id of the request.
+        key: id of the key.
+        amount: US$.
+        since: seconds since 1970.
+        process: the process that asked for it, as "host:pid".
+        in_doubt: that process has ended without a word on the cost: the money stays counted until
+            somebody settles or releases it.
+    """
+
+    request: str
+    key: int
+    amount: float
+    since: float
+    process: str
+    in_doubt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What one key spent in one period, in US$."""
+
+    key: int
+    period: str
+    settled: float
+    reserved: float
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that uses the store."""
+
+    id: str
+    name: str
+    started: float
+    beat: float
+    ended: float | None
+    state: str
+    metrics: str
