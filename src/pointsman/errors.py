@@ -37,3 +37,8 @@ class UnreachableError(PointsmanError):
 
 class DegenerateWarning(UserWarning):
     """A set-up that runs, and cannot do what it is for: a router that cannot learn, for example."""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong with another library's error, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

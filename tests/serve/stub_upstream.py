@@ -29,7 +29,7 @@ class Behaviour:
         wait: seconds before the first byte.
         status: 200, or the status of an error.
         retry_after: value of that header in an error.
-        hang_up: close the connection "before" the answer, or after so many tokens of a stream.
+        hang_up: close the connection "before" the body, or after so many tokens of a stream.
         stall: stop after so many tokens of a stream and never go on.
         logprob: of each token, given where the request asks for log-probabilities.
         usage: whether a stream tells its usage when asked to.
@@ -135,6 +135,7 @@ class Stub:
         if how.wait:
             await asyncio.sleep(how.wait)
         if how.hang_up == "before":
+            await _start(send, 200, b"application/json", None)
             raise HangUpError
         if how.status != 200:
             headers = [(b"retry-after", how.retry_after.encode())] if how.retry_after else []
@@ -209,8 +210,8 @@ def _events(how: Behaviour, asked: dict[str, Any]) -> list[dict[str, Any]]:
     if call is not None:
         first = {**call, "index": 0, "function": {**call["function"], "arguments": ""}}
         events.append({"role": "assistant", "tool_calls": [first]})
-        for piece in ('{"place": ', '"Oslo"}'):
-            events.append({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
+        pieces = ('{"place": ', '"Oslo"}')
+        events += [{"tool_calls": [{"index": 0, "function": {"arguments": p}}]} for p in pieces]
     else:
         events.append({"role": "assistant", "content": ""})
         events.extend({"content": word} for word in how.words())

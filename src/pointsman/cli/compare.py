@@ -18,10 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pointsman.compare.files import load
+from pointsman.cli.jobs import LogOptions, data_job, log_job, looks_like_log
 from pointsman.compare.request import WAYS, Request
 from pointsman.compare.results import POLICY, REPORT, as_json
-from pointsman.compare.run import compare
 from pointsman.compare.state import FOLDER
 from pointsman.frontier.table import results_table
 
@@ -115,6 +114,24 @@ class Bar:
 @click.option("--seed", default=0, show_default=True, help="Fixes everything random.")
 @click.option("--resume", is_flag=True, help="Continue a run that was cut off.")
 @click.option("--rows", type=int, metavar="N", help="Work on a random sample of N training rows.")
+@click.option("--query", metavar="COLUMN", help="Of a log: the column with the queries.")
+@click.option("--reference", metavar="MODEL", help="Of a log: the model whose quality is kept.")
+@click.option(
+    "--prices",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of a log: US$ per million tokens, or per call, of each model (.toml, .json, .csv).",
+)
+@click.option("--group", multiple=True, metavar="COLUMN", help="Of a log: whose queries these are.")
+@click.option("--quality-range", metavar="LOW,HIGH", help="Of a log: scores are on this scale.")
+@click.option(
+    "--encoder",
+    metavar="WHICH",
+    help="Of a log: words (default), vectors (a column), a folder or an http(s) URL.",
+)
+@click.option(
+    "--examples", default=5, show_default=True, help="Of a log: queries shown in the report."
+)
 @click.option("--large", is_flag=True, help="Read a file of over 1 GiB whole.")
 @click.option("--json", "as_json_", is_flag=True, help="Print results.json instead of the table.")
 def command(
@@ -129,12 +146,22 @@ def command(
     resume: bool,
     rows: int | None,
     large: bool,
+    query: str | None,
+    reference: str | None,
+    prices: Path | None,
+    group: tuple[str, ...],
+    quality_range: str | None,
+    encoder: str | None,
+    examples: int,
     as_json_: bool,
 ) -> None:
     """Try every way to spend less on DATA and pick the cheapest that keeps its quality.
 
     DATA is digits, mnist1d, text or known-routes, or a .csv or .parquet file with a label column,
     or an .npz file with x_train and y_train (and x_test, y_test).
+
+    DATA may also be an evaluation log (.csv, .parquet, .jsonl): queries, with the score and the
+    cost of each model. Then routers and cascades over these models are compared.
     """
     # Names come from files: they are shown as they are, and a command can be copied in one piece.
     notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -142,20 +169,17 @@ def command(
     asked = " ".join(
         shlex.quote(word) for word in ["pointsman", *sys.argv[1:]] if word != "--resume"
     )
+    asked_of_log = LogOptions(query, reference, prices, group, quality_range, encoder, examples)
     request = Request(max_drop, confidence, cost, chosen, seed, asked)
     request.check("features")
-    dataset = load(data, target=target, rows=rows, large=large, seed=seed)
-    folder = out or Path(f"pointsman-{dataset.name}")
-    heading = [
-        f"{dataset.name}: {len(dataset.given['train']):,} rows of {dataset.kind}"
-        + (f", {dataset.note}" if dataset.note else "")
-    ]
-    skipped = [way for way in chosen if way not in request.check(dataset.kind).ways]
-    if skipped:
-        heading.append(f"not offered for {dataset.kind}: {', '.join(skipped)}")
+    if asked_of_log.given() or looks_like_log(data):
+        job = log_job(data, request, asked_of_log, rows=rows, resume=resume, target=target)
+    else:
+        job = data_job(data, request, target=target, rows=rows, large=large, resume=resume)
+    folder = out or Path(f"pointsman-{job.name}")
     try:
-        with Bar(notes, heading) as bar:
-            found = compare(dataset, request, folder, resume=resume, progress=bar)
+        with Bar(notes, job.heading) as bar:
+            found = job.run(folder, bar)
     except KeyboardInterrupt:
         begun = (folder / FOLDER).is_dir()
         notes.print("\nstopped" + (f"; {asked} --resume continues" if begun else ""))

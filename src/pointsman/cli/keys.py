@@ -167,6 +167,19 @@ def ledger(
         )
 
 
+@command.command("prune")
+@_store
+@click.option("--days", type=click.FloatRange(min=1), required=True, help="Keep so many.")
+def prune(url: str, days: float) -> None:
+    """Drop single requests, of the ledger and of the served log, that ended long ago.
+
+    What keys spent in every period stays, and so does what is set aside. The gateway may run on.
+    """
+    before = time.time() - days * 86400
+    entries, rows = _with(url, lambda store: store.prune(before))
+    click.echo(f"dropped {entries:,} requests of the ledger and {rows:,} rows of the served log")
+
+
 def _show_ledger(
     names: dict[int, str], totals: list["Total"], reservations: list["Reservation"]
 ) -> None:

@@ -8,8 +8,8 @@ from typing import IO, Any
 import numpy as np
 
 from pointsman.compare.data import Array, Dataset, Kind, Part
-from pointsman.compare.labels import FLOAT, classes_of, reason
-from pointsman.errors import InputError
+from pointsman.compare.labels import FLOAT, classes_of
+from pointsman.errors import InputError, reason
 
 SAMPLED = ("x_train", "y_train")
 BYTES_AT_ONCE = 1 << 24

@@ -38,8 +38,3 @@ def classes_of(path: Path, label: str, values: Array) -> tuple[Array, tuple[str,
             "--target"
         )
     return y.astype(np.int64), tuple(str(value) for value in found)
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -25,7 +25,7 @@ MADE = (POLICY, "frontier.png", "frontier.svg", REPORT, RESULTS)
 class Kept(Protocol):
     """A policy that can be written into a folder of its own."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Any:
         """Write it there."""
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pointsman.compare.data import Array, Dataset, Part
-from pointsman.compare.labels import FLOAT, classes_of, reason
-from pointsman.errors import InputError
+from pointsman.compare.labels import FLOAT, classes_of
+from pointsman.errors import InputError, reason
 
 LABEL_NAMES = ("label", "target", "class", "y")
 ROWS_AT_ONCE = 200_000

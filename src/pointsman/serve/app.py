@@ -1,7 +1,6 @@
 """The ASGI application: routes, and errors in OpenAI's shape."""
 
 import json
-import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from starlette.routing import Route
 from pointsman.serve.chat import ChatCompletions, check_type
 from pointsman.serve.client import Client, ClientGoneError, Receive, Scope, Send
 from pointsman.serve.gateway import Gateway
+from pointsman.serve.observing import Observer
 from pointsman.serve.refusal import RefusalError, overloaded
 from pointsman.serve.store import StoreError
 
@@ -51,9 +51,15 @@ class Simple:
             await response(scope, receive, send)
 
 
-def make_app(gateway: Gateway) -> Starlette:
-    """The application of a gateway."""
-    always = lambda: True  # noqa: E731
+def make_app(gateway: Gateway, observer: Observer | None = None) -> Starlette:
+    """The application of a gateway; without an observer it has no /metrics and no /status."""
+
+    def always() -> bool:
+        return True
+
+    def measured() -> bool:
+        return gateway.generation.config.server.open_metrics
+
     post, get = ["POST"], ["GET"]
     routes = [
         Route("/v1/chat/completions", ChatCompletions(gateway), methods=post),
@@ -63,6 +69,11 @@ def make_app(gateway: Gateway) -> Starlette:
         Route("/health", Simple(gateway, _health, always), methods=get),
         Route("/openapi.json", Simple(gateway, _openapi, always), methods=get),
     ]
+    if observer is not None:
+        routes += [
+            Route("/metrics", Simple(gateway, observer.metrics, measured), methods=get),
+            Route("/status", Simple(gateway, observer.status, measured), methods=get),
+        ]
     return Starlette(
         routes=routes, exception_handlers={HTTPException: _http_error, Exception: _fault}
     )
@@ -96,10 +107,11 @@ async def _feedback(gateway: Gateway, client: Client, request: Request) -> Respo
         said = json.loads(await client.body(min(server.body_limit, 65_536), server.body_seconds))
     except (ValueError, RecursionError):
         raise RefusalError(400, "the body must be a JSON object", code="invalid_json") from None
-    which, quality = (said.get("id"), said.get("quality")) if isinstance(said, dict) else (None, 0)
+    said = said if isinstance(said, dict) else {}
+    which, quality = said.get("id"), said.get("quality")
     if not isinstance(which, str) or not which.isascii() or not 0 < len(which) <= 200:
         raise RefusalError(400, "id must be that of a request", param="id")
-    if type(quality) not in (int, float) or not (math.isfinite(quality) and 0 <= quality <= 1):
+    if isinstance(quality, bool) or not isinstance(quality, int | float) or not 0 <= quality <= 1:
         raise RefusalError(400, "quality must be a number from 0 to 1", param="quality")
     if not await gateway.feedback(which, float(quality), request.scope["pointsman.key"]):
         raise RefusalError(404, f"there is no served request {which!r}", param="id")

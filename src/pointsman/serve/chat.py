@@ -10,6 +10,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from pointsman.pool.strategies.strategy import Step
 from pointsman.serve.bill import Bill
 from pointsman.serve.calling import Asking, Called, ask
 from pointsman.serve.client import Client, ClientGoneError, Receive, Scope, Send
@@ -74,24 +75,19 @@ class ChatCompletions:
 
     async def _serve(self, client: Client, exchange: Exchange, generation: Generation) -> None:
         gateway, server = self.gateway, generation.config.server
-        key = await gateway.identify(client)
+        exchange.key = await gateway.identify(client)
         check_type(client.header(b"content-type"))
-        exchange.key = key
-        exchange.request = request = parse(
-            await client.body(server.body_limit, server.body_seconds)
-        )
-        began = time.perf_counter()
-        plan = await gateway.plan(generation, request, key, client)
-        exchange.decide_seconds = time.perf_counter() - began
-        exchange.plan = plan
-        bill = Bill(gateway.store, gateway.key_id(key), exchange.id)
+        body = await client.body(server.body_limit, server.body_seconds)
+        exchange.read = time.perf_counter()
+        exchange.request = request = parse(body)
+        plan = gateway.plan(generation, exchange, client)
+        bill = Bill(gateway.store, gateway.key_id(exchange.key), exchange.id)
         exchange.bill = bill
         try:
             async with client.watch():
                 await Answering(gateway, generation, client, exchange, request, bill).run(plan)
         finally:
             await asyncio.shield(bill.close())
-            gateway.spent(exchange)
 
 
 @dataclass
@@ -120,17 +116,13 @@ class Answering:
         answer: Answer | None = None
         while not plan.final:
             try:
-                answer, signal = await self._judged(plan)
+                answer, step = await self._judged(plan)
             except RefusalError:
                 if answer is None:
                     raise
+                plan.why = f"{plan.model} did not answer, so an earlier answer is given"
                 break
-            if answer.status >= 400:
-                break
-            assert plan.decision is not None
-            step = plan.decision.after(signal)
-            if not step.ask:
-                plan.why, plan.quality = step.why, step.quality
+            if step is None or not step.ask:
                 break
             plan = self.generation.decider.next(self.request, plan, step)
         if answer is not None and not plan.final:
@@ -145,29 +137,40 @@ class Answering:
             await self._give(plan, answer)
             return
         try:
+            self._fell_back(plan, called.upstream.name)
             await self._relay(plan, called)
         finally:
             called.close()
 
-    async def _judged(self, plan: Plan) -> tuple[Answer, float | None]:
-        """An answer that was read whole, and the signal about it."""
+    async def _judged(self, plan: Plan) -> tuple[Answer, Step | None]:
+        """An answer that was read whole, and the next step; None where the answer stands."""
         assert plan.decision is not None
-        signal = self.generation.config.signals.get(plan.decision.signal or "")
-        changes = {} if signal is None else changes_for(signal)
-        asking = self._asking(whole=True, **changes)
+        signal = self.generation.config.signals[plan.decision.signal or ""]
+        asking = self._asking(whole=True, **changes_for(signal))
         answer = read_answer(await ask(self._candidates(plan), asking), asking)
         self.bill.add(answer.cost)
-        self.asked.append(answer.upstream.name)
-        if signal is None or answer.status >= 400:
+        name = answer.upstream.name
+        self._fell_back(plan, name)
+        if answer.status >= 400:
             return answer, None
         value, answer = await judge(signal, answer, asking, self.generation.upstreams)
-        return answer, value
+        step = plan.decision.replaced(name, value)
+        if not step.ask:
+            plan.why, plan.quality = step.why, step.quality
+        return answer, step
+
+    def _fell_back(self, plan: Plan, name: str) -> None:
+        """Note who answered, who may be another than was to be asked."""
+        if name != plan.model:
+            plan.why = f"{plan.model} did not answer"
+            if not self.asked:
+                plan.propensity = plan.propensities = None
+        self.asked.append(name)
 
     async def _give(self, plan: Plan, answer: Answer) -> None:
         """Send an answer that was judged."""
         body = answer.body
-        signal = plan.decision and self.generation.config.signals.get(plan.decision.signal or "")
-        if signal and signal.kind == "logprobs" and not self.request.wants_logprobs:
+        if not self.request.wants_logprobs:
             body = without_logprobs(body, self.request.stream)
         self._answered(plan, answer.upstream.name, answer.usage, answer.status)
         headers = self._headers(plan, answer.upstream.name, answer.headers)
@@ -184,7 +187,6 @@ class Answering:
     async def _relay(self, plan: Plan, called: Called) -> None:
         """Pass an answer on: at once, or piece by piece as it comes."""
         name = called.upstream.name
-        self.asked.append(name)
         headers = self._headers(plan, name, called.reply.headers)
         if self.request.stream and called.reply.status < 400:
             await self._stream(plan, called, headers)
@@ -239,11 +241,7 @@ class Answering:
             for each, value in upstream
             if each not in HELD_BACK and not each.startswith(b"x-pointsman-")
         ]
-        why = plan.why
-        if name != plan.model and not self.asked[:-1]:
-            why = f"{plan.model} did not answer"
-            plan.propensity, plan.propensities = None, None
-        ours = {"model": name, "why": why, "point": plan.point}
+        ours = {"model": name, "why": plan.why, "point": plan.point}
         if plan.quality is not None:
             ours["predicted-quality"] = f"{plan.quality:.4f}"
         if plan.cost is not None:
@@ -294,4 +292,6 @@ def _id(exchange: Exchange) -> tuple[bytes, bytes]:
 
 def _printable(text: str) -> bytes:
     """As the value of a header."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text)[:200].encode()
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return text[:200].encode()

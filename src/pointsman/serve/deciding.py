@@ -14,12 +14,13 @@ import binascii
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pointsman.errors import InputError
+from pointsman.pool.decision import Decision, OperatingPoint
 from pointsman.pool.routers.router import Prediction
 from pointsman.pool.strategies.strategy import Step
 from pointsman.serve.config import Config, Model
@@ -27,77 +28,11 @@ from pointsman.serve.refusal import RefusalError
 from pointsman.serve.request import ChatRequest, Needs
 from pointsman.serve.store import Key
 
+if TYPE_CHECKING:
+    from pointsman.pool.policy import PoolPolicy
+
 PREFIX = "pointsman"
 CERTIFIED = "certified"
-
-
-class Point(Protocol):
-    """An operating point of a policy: `quality` and `cost` are what it reached on validation."""
-
-    @property
-    def name(self) -> str:
-        """As it is called in requests."""
-        ...
-
-    @property
-    def quality(self) -> float:
-        """Mean, on the log's scale."""
-        ...
-
-    @property
-    def cost(self) -> float:
-        """Mean, in US$."""
-        ...
-
-
-class Decision(Protocol):
-    """What a policy decides for one query, see `pointsman.pool.policy.Decision`."""
-
-    step: Step
-    probability: float
-    prediction: Prediction
-
-    @property
-    def signal(self) -> str | None:
-        """What has to be known of an answer before `after` is asked."""
-        ...
-
-    @property
-    def probabilities(self) -> Mapping[str, float]:
-        """Of each model to be asked first."""
-        ...
-
-    def after(self, signal: float | None) -> Step:
-        """What to do once the model asked last has answered."""
-        ...
-
-
-class Policy(Protocol):
-    """What serving needs of a policy, see `pointsman.pool.policy.PoolPolicy`."""
-
-    models: tuple[str, ...]
-    reference: str
-    named: Sequence[str]
-
-    def point(self, name: str) -> Any:
-        """A point by its name; InputError where there is none."""
-        ...
-
-    def at_cost(self, us_dollars: float) -> Any:
-        """The point of this mean cost."""
-        ...
-
-    def decide(
-        self,
-        query: str,
-        *,
-        point: Any,
-        task: str | None = None,
-        vector: npt.NDArray[np.float32] | None = None,
-        chance: float,
-    ) -> Any:
-        """Decide one query."""
-        ...
 
 
 @dataclass
@@ -143,13 +78,19 @@ class Decider:
     """
 
     def __init__(
-        self, policy: Policy, config: Config, chance: Callable[[], float] = random.random
+        self, policy: "PoolPolicy", config: Config, chance: Callable[[], float] = random.random
     ) -> None:
         self.policy, self.config, self.chance = policy, config, chance
         if missing := [name for name in policy.models if name not in config.models]:
             raise InputError(
                 f"the policy routes to {', '.join(policy.models)}, but models.toml has no "
                 f"[models.{missing[0]}]: add it"
+            )
+        signals = {strategy.signal for strategy in policy.strategies.values() if strategy.signal}
+        if missing := sorted(signals - set(config.signals)):
+            raise InputError(
+                f"the policy reads the signal {missing[0]!r} off answers, but models.toml has no "
+                f"[signals.{missing[0]}]: say how it is obtained"
             )
         for name in (config.policy.point, config.policy.floor):
             if name is not None:
@@ -183,15 +124,21 @@ class Decider:
             self._allow(asked, key)
             return Plan(None, asked)
         point = self._point(asked, key, pace)
-        if alarmed and point.name == CERTIFIED and self.config.policy.fall_back:
-            return self._alarmed(request, point.name)
+        alarm = alarmed and point.name == CERTIFIED and self.config.policy.fall_back
         try:
             decision = self.policy.decide(
-                request.query, point=point, task=task, vector=vector, chance=self.chance()
+                request.query,
+                point=self.policy.point("reference") if alarm else point,
+                task=task,
+                vector=vector,
+                chance=self.chance(),
             )
         except InputError as error:
             raise RefusalError(400, str(error)) from None
-        return self._fitted(request, decision, point.name)
+        plan = self._fitted(request, decision, point.name)
+        if alarm:
+            plan.why = "drift alarm: the certificate does not hold, so the reference answers"
+        return plan
 
     def next(self, request: ChatRequest, plan: Plan, step: Step) -> Plan:
         """The plan for a further step of the same decision."""
@@ -209,7 +156,7 @@ class Decider:
         allowed = key.points
         return [name for name in found if name.removeprefix(f"{PREFIX}:") in (*allowed, PREFIX)]
 
-    def _point(self, asked: str, key: Key | None, pace: float | None) -> Any:
+    def _point(self, asked: str, key: Key | None, pace: float | None) -> OperatingPoint:
         """The point that a request is served at."""
         prefix, colon, name = asked.partition(":")
         if prefix != PREFIX or (colon and not name):
@@ -231,7 +178,7 @@ class Decider:
         except InputError as error:
             raise _no_model(asked, self.points(), str(error)) from None
 
-    def _not_below(self, point: Any, floor: str | None) -> Any:
+    def _not_below(self, point: OperatingPoint, floor: str | None) -> OperatingPoint:
         if floor is None:
             return point
         lowest = self.policy.point(floor)
@@ -247,15 +194,8 @@ class Decider:
                 "model",
             )
 
-    def _alarmed(self, request: ChatRequest, point: str) -> Plan:
-        reference = self.policy.reference
-        if not fits(self.config.models[reference], request.needs):
-            raise _cannot(request.needs)
-        why = "drift alarm: the certificate does not hold, so the reference answers"
-        return Plan(point, reference, why=why)
-
     def _fitted(
-        self, request: ChatRequest, decision: Any, point: str, step: Step | None = None
+        self, request: ChatRequest, decision: Decision, point: str, step: Step | None = None
     ) -> Plan:
         """The plan for a step, with models that cannot take the request left out."""
         prediction = decision.prediction
@@ -279,7 +219,6 @@ class Decider:
         )
         if chosen != step.model:
             plan.why = f"{names[step.model]} cannot take this request"
-            plan.final = True
             plan.quality = float(prediction.quality[0, chosen])
             plan.cost = float(prediction.cost[0, chosen])
         elif first:

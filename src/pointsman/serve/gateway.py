@@ -5,20 +5,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING
 
-from pointsman.pool.online import Pacer
+from pointsman.pool.online.alarm import DriftAlarm
+from pointsman.pool.online.pacing import Pacer
 from pointsman.serve.bill import Bill
 from pointsman.serve.client import Client
 from pointsman.serve.config import Config
-from pointsman.serve.deciding import Decider, Plan, Policy, read_vector
+from pointsman.serve.deciding import CERTIFIED, Decider, Plan, read_vector
+from pointsman.serve.drift import alarm_of
 from pointsman.serve.keys import bearer, hash_key
 from pointsman.serve.limits import Guesses
 from pointsman.serve.prices import Usage
 from pointsman.serve.refusal import RefusalError, overloaded
 from pointsman.serve.request import ChatRequest
 from pointsman.serve.store import ANONYMOUS, Key, Store
+from pointsman.serve.store.records import Row
 from pointsman.serve.upstream import Upstream, make_upstreams
+
+if TYPE_CHECKING:
+    from pointsman.pool.policy import PoolPolicy
 
 PERIODS: dict[str, float | str] = {"hour": 3600.0, "day": "day", "month": "month"}
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
@@ -40,6 +46,9 @@ class Exchange:
         bill: what it costs.
         model: that answered.
         usage: of the answer.
+        pacer: of the budget that it is spent from, or None.
+        expected: cost that the pacer was told of.
+        read: when the request had been read, of `time.perf_counter`.
         decide_seconds: that deciding took.
     """
 
@@ -54,6 +63,9 @@ class Exchange:
     bill: Bill | None = None
     model: str | None = None
     usage: Usage | None = None
+    pacer: Pacer | None = None
+    expected: float = 0.0
+    read: float = 0.0
     decide_seconds: float = 0.0
 
 
@@ -70,20 +82,17 @@ class Generation:
         InputError: policy and configuration do not fit each other.
     """
 
-    def __init__(self, policy: Policy, config: Config, before: "Generation | None" = None) -> None:
+    def __init__(
+        self, policy: "PoolPolicy", config: Config, before: "Generation | None" = None
+    ) -> None:
         self.policy, self.config = policy, config
         self.decider = Decider(policy, config)
         known = {} if before is None else before.upstreams
         self.upstreams: dict[str, Upstream] = make_upstreams(config.models, config.folder, known)
-        self.pacer: Pacer | None = None
-        serving = config.policy
-        if serving.pace:
-            floor = policy.point(serving.floor).cost if serving.floor else 0.0
-            self.pacer = Pacer(serving.pace, PERIODS[serving.pace_period], floor=floor)
-            old = before.config.policy if before is not None else None
-            if old is not None and before is not None and before.pacer is not None:
-                if (old.pace, old.pace_period) == (serving.pace, serving.pace_period):
-                    self.pacer = before.pacer
+        self.pacer = _pacer(policy, config, before)
+        self.alarm: DriftAlarm | None = alarm_of(policy)
+        if before is not None and _promises(before.policy) == _promises(policy):
+            self.alarm = before.alarm  # what it has seen still counts
         self.requests = 0
 
 
@@ -93,8 +102,8 @@ class Gateway:
     Args:
         generation: to begin with.
         store: with keys, ledger and served log.
-        alarm: watches whether the certificate holds, or None.
         observe: is told of every request once it is over.
+        judged: is told of every row of the served log that there was feedback on.
         clock: seconds, that only goes forward.
     """
 
@@ -102,15 +111,21 @@ class Gateway:
         self,
         generation: Generation,
         store: Store,
-        alarm: Any = None,
         observe: Callable[[Exchange], None] = lambda exchange: None,
+        judged: Callable[[Row], None] = lambda row: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.generation, self.store, self.alarm, self.observe = generation, store, alarm, observe
+        self.generation, self.store = generation, store
+        self.observe, self.judged = observe, judged
         self.began = time.time()
         self.requests = 0
         self._guesses = Guesses(generation.config.server.guesses_per_minute, clock)
         self._pacers: dict[int, Pacer] = {}
+
+    @property
+    def alarm(self) -> DriftAlarm | None:
+        """Watches whether the certificate of the policy holds."""
+        return self.generation.alarm
 
     @contextmanager
     def admitted(self) -> Iterator[Generation]:
@@ -171,43 +186,49 @@ class Gateway:
             )
         return key
 
-    async def plan(
-        self, generation: Generation, request: ChatRequest, key: Key | None, client: Client
-    ) -> Plan:
-        """Whom a request goes to.
+    def plan(self, generation: Generation, exchange: Exchange, client: Client) -> Plan:
+        """Whom a request goes to, noted in the exchange.
 
         Raises:
             RefusalError: to nobody.
         """
-        pacer = self._pacer(generation, key)
+        assert exchange.request is not None
+        pacer = self._pacer(generation, exchange.key)
         plan = generation.decider.plan(
-            request,
-            key,
+            exchange.request,
+            exchange.key,
             task=client.header(b"x-pointsman-task"),
             vector=read_vector(client.header(b"x-pointsman-vector")),
             pace=None if pacer is None else pacer.target_cost(),
-            alarmed=self.alarm is not None and self.alarm.alarmed,
+            alarmed=generation.alarm is not None and generation.alarm.alarmed,
         )
         if pacer is not None:
             pacer.request(plan.cost or 0.0)
+        exchange.plan, exchange.pacer = plan, pacer
+        exchange.expected = plan.cost or 0.0
+        exchange.decide_seconds = time.perf_counter() - exchange.read
         return plan
 
     async def feedback(self, request_id: str, quality: float, key: Key | None) -> bool:
-        """How good a served answer was; whether there is such a request of this client."""
-        row = await self.store.feedback(request_id, quality, None if key is None else key.id)
-        if row is not None and self.alarm is not None:
-            self.alarm.observe(row)
-        return row is not None
+        """How good a served answer was; whether there is such a request of this client.
 
-    def spent(self, exchange: Exchange) -> None:
-        """A request is over: its pacer learns what it cost."""
-        pacer = self._pacer(self.generation, exchange.key)
-        if pacer is not None and exchange.bill is not None:
-            expected = exchange.plan.cost if exchange.plan is not None else None
-            pacer.spend(exchange.bill.spent, expected or 0.0)
+        The first word on an answer of the certified point counts for the alarm.
+        """
+        before = await self.store.served(request_id)
+        row = await self.store.feedback(request_id, quality, None if key is None else key.id)
+        if row is None:
+            return False
+        first = before is not None and before["quality"] is None
+        if first and row["point"] == CERTIFIED and self.alarm is not None:
+            self.alarm.observe(quality)
+        self.judged(row)
+        return True
 
     def record(self, exchange: Exchange) -> None:
-        """A request is over: metrics and logs learn of it."""
+        """A request is over: its pacer, metrics and logs learn of it."""
+        if exchange.pacer is not None:
+            spent = 0.0 if exchange.bill is None else exchange.bill.spent
+            exchange.pacer.spend(spent, exchange.expected)
         self.observe(exchange)
 
     @staticmethod
@@ -233,6 +254,23 @@ class Gateway:
         for upstream in generation.upstreams.values():
             if id(upstream) not in kept:
                 upstream.pool.close()
+
+
+def _promises(policy: "PoolPolicy") -> tuple[object, object]:
+    return policy.certificate, policy.expected
+
+
+def _pacer(policy: "PoolPolicy", config: Config, before: Generation | None) -> Pacer | None:
+    """The pacer of a server: the one there is, where its budget is still the same."""
+    serving = config.policy
+    if not serving.pace:
+        return None
+    if before is not None and before.pacer is not None:
+        old = before.config.policy
+        if (old.pace, old.pace_period) == (serving.pace, serving.pace_period):
+            return before.pacer
+    floor = policy.point(serving.floor).cost if serving.floor else 0.0
+    return Pacer(serving.pace, PERIODS[serving.pace_period], floor=floor)
 
 
 def is_loopback(host: str) -> bool:

@@ -98,6 +98,8 @@ async def judge(
 
 def without_logprobs(body: bytes, stream: bool) -> bytes:
     """The answer as it would have been had nobody asked for log-probabilities."""
+    if b'"logprobs"' not in body:
+        return body
     if not stream:
         return _stripped(body)
     events = []

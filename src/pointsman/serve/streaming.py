@@ -50,12 +50,17 @@ class Passing:
         if DONE not in data and b'"usage"' not in data:
             self.pieces += data.count(b"data:")
             return data
-        return b"".join(event for event in split(data) if self._goes_on(event))
+        found = [at for mark in (DONE, b'"usage"') if (at := data.find(mark)) >= 0]
+        before = data.rfind(b"\n\n", 0, min(found))
+        plain = before + 2 if before >= 0 else 0
+        self.pieces += data.count(b"data:", 0, plain)
+        events = (event for event in split(data[plain:]) if self._goes_on(event))
+        return data[:plain] + b"".join(events)
 
     def end(self, note: bytes = b"") -> bytes:
-        """What was held back, after a note; the stream is over."""
+        """A note, and what was held back; the stream is over."""
         rest, self._rest = self._rest, b""
-        return rest + note + self._last
+        return note + rest + self._last
 
     def _goes_on(self, event: bytes) -> bool:
         data = payload(event)

@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
         self.heard = False
         self._size = self._header_size = 0
         self._until_close = True
-        self._paused = False
+        self._paused = self._keep = False
 
     # Called by the event loop
 
@@ -73,6 +73,8 @@ class Connection(asyncio.Protocol):
             self.close()  # an upstream that speaks out of turn
             return
         self.heard = True
+        if not self.started:
+            self._header_size += len(data)
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -95,10 +97,14 @@ class Connection(asyncio.Protocol):
 
     # Called by the parser
 
+    def on_message_begin(self) -> None:
+        """An answer begins; one after the answer that was asked for ends the connection's use."""
+        if self.complete:
+            self._keep = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._header_size += len(name) + len(value)
-        if self._header_size > HEADER_LIMIT:
+        if self.complete:
             return
         name = name.lower()
         if name in (b"content-length", b"transfer-encoding"):
@@ -107,6 +113,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """All headers are there."""
+        if self.complete:
+            return
         self.status = self.parser.get_status_code()
         if self.status < 200:  # such as 100 Continue: the answer is still to come
             self.headers, self._until_close = [], True
@@ -117,13 +125,16 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        if self.complete:
+            return
         self.pieces.append(body)
         self._size += len(body)
 
     def on_message_complete(self) -> None:
         """The answer is complete."""
-        if self.started:
+        if self.started and not self.complete:
             self.complete = True
+            self._keep = bool(self.parser.should_keep_alive())  # known only here
 
     # Called by whoever uses it
 
@@ -169,7 +180,7 @@ class Connection(asyncio.Protocol):
             and not self.closed
             and not self._until_close
             and self.failure is None
-            and bool(self.parser.should_keep_alive())
+            and self._keep
         )
 
     def close(self) -> None:

@@ -72,6 +72,14 @@ def test_a_change_of_prices_is_followed_within_a_few_dozen_calls():
     assert one.correction == pytest.approx(1.0, rel=0.1)
 
 
+def test_calls_that_failed_say_nothing_of_prices():
+    one = pacer()
+    for now in range(100):
+        one.request(0.004, now)
+        one.spend(0.0, 0.004, now)
+    assert one.correction == 1.0
+
+
 def test_calls_under_way_count_as_spent_until_they_are_settled():
     one = Pacer(1.0, PERIOD, requests=100, clock=lambda: 0.0)
     for _ in range(50):
@@ -139,3 +147,23 @@ def test_numbers_out_of_range_are_refused(keywords):
     given = {"budget": 1.0, "period": "day", "floor": 0.001, **keywords}
     with pytest.raises(InputError):
         Pacer(given.pop("budget"), given.pop("period"), **given)
+
+
+def test_a_policy_is_paced_on_its_hull_through_a_change_of_prices(pool, policy):
+    """What queries really cost, with prices that double unknown to the policy, above a floor."""
+    number = 900
+    log = pool.log(number, seed=8)
+    cheap, best = policy.points[0].cost, policy.points[-1].cost
+    floor, budget = policy.point(0.1).cost, number * (cheap + 0.5 * (best - cheap))
+    rng = np.random.default_rng(0)
+    one = Pacer(budget, PERIOD, floor=floor, ceiling=best, clock=lambda: 0.0)
+    spent = 0.0
+    for at, now in enumerate(np.sort(rng.uniform(0, PERIOD, number))):
+        point = policy.at_cost(one.target_cost(now))
+        assert point.cost >= floor * (1 - 1e-9)
+        decision = policy.decide(log.queries[at], point=point, chance=float(rng.random()))
+        cost = float(log.cost[at, decision.step.model]) * (1 if at < number / 2 else 1.5)
+        one.request(point.cost, now)
+        one.spend(cost, point.cost, now)
+        spent += cost
+    assert spent == pytest.approx(budget, rel=0.03)

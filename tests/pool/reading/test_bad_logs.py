@@ -198,7 +198,7 @@ def test_a_bad_log_is_refused_in_one_line(refused, content, message):
     ("options", "message"),
     [
         ({"query": "frage"}, "--query names 'frage', which is no column: the columns are 'query'"),
-        ({"groups": ["team"]}, "--groups names 'team', which is no column"),
+        ({"groups": ["team"]}, "--group names 'team', which is no column"),
         ({"models": ["a", "c"]}, "--models names 'c', which is no column"),
         ({"models": ["a"]}, "at least two models are needed"),
         ({"rows": 0}, "--rows takes a number of at least 1, got 0"),

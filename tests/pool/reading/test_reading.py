@@ -170,6 +170,23 @@ def test_vectors_come_as_lists_or_as_json_in_text(save, wide, suffix):
     assert "vectors of 3 numbers from column 'embedding'" in log.note
 
 
+@pytest.mark.parametrize("key", ["query_id", None])
+def test_vectors_will_do_without_texts_and_queries_stay_different(save, wide, long, key):
+    del wide["prompt"]
+    wide["embedding"] = [[float(n)] for n in range(6)]
+    wide |= {} if key is None else {key: list(range(6))}
+    log = read_log(save(wide, "parquet"))
+    assert "6 queries without text" in log.note
+    assert len(set(log.identity())) == 6
+    if key is not None:
+        places = {query: at for at, query in enumerate(dict.fromkeys(long["query"]))}
+        long[key] = [places[query] for query in long.pop("query")]
+        long["vector"] = [[float(at)] for at in long[key]]
+        numbered = read_log(save(long, "parquet"))
+        assert list(numbered.queries) == list(log.queries)
+        assert_array_equal(numbered.vectors, log.vectors)
+
+
 def test_queries_may_be_chats_and_scores_nested(save):
     def line(n, **scores):
         turns = [

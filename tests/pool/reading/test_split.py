@@ -3,24 +3,23 @@
 import numpy as np
 import pytest
 
-from pointsman.compare.data import PARTS
 from pointsman.errors import InputError
 from pointsman.pool.log import Log
 from pointsman.pool.reading import split_log
+from pointsman.pool.reading.split import PARTS, SHARES
 from pointsman.pool.synthetic import world
 
 
-def test_the_parts_hold_every_row_once_in_the_shares_of_any_data():
+def test_the_parts_hold_every_row_once_in_the_shares_wanted():
     log = world("linear", models=3).log(4000)
     parts = split_log(log, seed=1)
     assert tuple(parts) == PARTS
     assert sum(map(len, parts.values())) == len(log)
     assert sorted(np.concatenate([part.queries for part in parts.values()])) == sorted(log.queries)
-    # 0.25 of 4000; then of 3000 the lesser of 0.35 and 500 + 0.15; of the rest 300 + 0.05
-    sizes = {name: len(part) for name, part in parts.items()}
-    assert sizes["test"] == pytest.approx(1000, abs=10)
-    assert sizes["calibration"] == pytest.approx(950, abs=10)
-    assert sizes["validation"] == pytest.approx(402, abs=10)
+    rest = len(log)
+    for name, (share, some, more) in SHARES.items():
+        assert len(parts[name]) == pytest.approx(min(share * rest, some + more * rest), abs=5)
+        rest -= len(parts[name])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from pointsman.errors import InputError
-from pointsman.serve.store import ANONYMOUS, SERVED, Key, Store, StoreError, open_store
+from pointsman.serve.store import (
+    ANONYMOUS,
+    SERVED,
+    Key,
+    Store,
+    StoreError,
+    accounts,
+    open_store,
+)
 
 Run = Callable[[Any], Any]
 
@@ -438,6 +446,28 @@ def test_feedback_is_written_to_the_row_and_the_last_word_counts(run: Run, url: 
     with_store(run, url, test)
 
 
+def test_feedback_can_be_followed_as_it_comes(run: Run, url: str) -> None:
+    clock = Clock()
+
+    async def test(store: Store) -> None:
+        for i in range(4):
+            await store.serve_log({**ROW, "id": f"r{i}"})
+        assert await store.judged(0.0) == []
+        for i in (2, 0, 3):
+            clock.now += 1
+            await store.feedback(f"r{i}", i / 4)
+        came = await store.judged(0.0)
+        assert [(row["id"], row["quality"]) for _, row in came] == [
+            ("r2", 0.5),
+            ("r0", 0.0),
+            ("r3", 0.75),
+        ]
+        assert [row["id"] for _, row in await store.judged(came[0][0], most=1)] == ["r0"]
+        assert await store.judged(clock.now) == []
+
+    with_store(run, url, test, clock)
+
+
 @pytest.mark.parametrize("wrong", [{**ROW, "colour": 1}, {"id": "r", "time": 1.0, "key": 0}])
 def test_a_served_row_that_is_none_is_refused(run: Run, wrong: dict[str, Any]) -> None:
     async def test(store: Store) -> None:
@@ -470,3 +500,33 @@ def test_what_a_process_publishes_others_may_read(run: Run, url: str) -> None:
         assert (me.id, me.state, me.metrics) == (store.process.id, '{"up": 1}', "metrics")
 
     with_store(run, url, test)
+
+
+def test_pruning_drops_what_ended_and_keeps_the_totals(
+    run: Run, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    for name in ("_OLD", "_OLD_ROWS"):  # two at once
+        statement = getattr(accounts, name).replace("2000", "2")
+        monkeypatch.setattr(accounts, name, statement)
+
+    async def test(store: Store) -> None:
+        for i in range(6):
+            await store.reserve(ANONYMOUS, 0.5, f"r{i}")
+            await store.serve_log({**ROW, "id": f"r{i}", "time": clock.now})
+            if i != 2:
+                await store.settle(f"r{i}", 0.25)
+            clock.now += 10
+        assert await store.prune(clock.now - 25) == (3, 4)
+        assert await store.spent(ANONYMOUS) == (1.25, 0.5)
+        assert [one.request for one in await store.reservations()] == ["r2"]
+        assert await store.check() == []
+        assert await store.settle("r2", 0.25)
+        assert await store.reserve(ANONYMOUS, 0.1, "new")
+        assert await store.settle("new", 0.1)
+        assert await store.spent(ANONYMOUS) == (1.6, 0.0)
+        with pytest.raises(InputError, match="nothing is reserved"):
+            await store.settle("r0", 0.25)
+        assert await store.served("r5") is not None
+
+    with_store(run, url, test, clock)

@@ -76,7 +76,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(run: Run, tmp_path: 
     before = path.read_bytes()
     assert "is not a store" in refused(run, f"sqlite:///{path}")
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["s.db"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_database_of_something_else_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_older_store_is_brought_up_to_date(
 
     async def after() -> None:
         stores = [await open_store(shared) for _ in range(2)]
-        assert await stores[1]._ask(colours) == [("red",)]
+        assert await stores[1]._write(colours) == [("red",)]
         assert await stores[1].spent(ANONYMOUS) == (0.0, 0.1)
         for store in stores:
             await store.close()
@@ -182,8 +182,8 @@ def child(code: str, **options: Any) -> str:
 
 def test_a_store_that_cannot_be_written_is_refused(run: Run, tmp_path: Path) -> None:
     run(opened(f"sqlite:///{tmp_path}/s.db"))
-    for name in os.listdir(tmp_path):
-        (tmp_path / name).chmod(0o444)
+    for path in tmp_path.iterdir():
+        path.chmod(0o444)
     tmp_path.chmod(0o555)
     drop = "os.setgid(65534); os.setuid(65534)\n" if os.getuid() == 0 else ""
     opening = (
@@ -211,7 +211,7 @@ def test_a_full_disk_loses_nothing_that_was_promised(run: Run, tmp_path: Path) -
         "async def main():\n"
         f"    store = await open_store({url!r})\n"
         "    await store.reserve(0, 0.1, 'r')\n"
-        "    await store._ask(lambda: iter_pragma())\n"
+        "    await store._write(lambda: iter_pragma())\n"
         "    failed = 0\n"
         "    for i in range(3000):\n"
         "        try: await store.reserve(0, 0.001, f'r{i}' + 'x' * 200)\n"
@@ -269,6 +269,28 @@ def test_a_file_that_may_not_grow_fails_in_words(run: Run, tmp_path: Path) -> No
     run(after())
 
 
+def test_a_store_that_another_process_locks_fails_once_for_all(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pointsman.serve.store.sqlite.WAIT", 0.2)
+
+    async def test() -> None:
+        store = await open_store(f"sqlite:///{tmp_path}/s.db")
+        await store.spent(ANONYMOUS)
+        other = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waiting = [store.reserve(ANONYMOUS, 0.1, f"r{i}") for i in range(200)]
+        async with asyncio.timeout(20):  # and not 200 times the wait
+            done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all("was locked for 0 s by another process" in str(one) for one in done)
+        other.execute("ROLLBACK")
+        other.close()
+        assert await store.reserve(ANONYMOUS, 0.1, "r0")
+        await store.close()
+
+    run(test())
+
+
 def test_reading_the_served_log(run: Run, shared: str) -> None:
     rows = [
         {"id": f"r{i}", "time": 10.0 - i, "key": 0, "model": "m", "propensities": {"m": 0.5}}
@@ -288,6 +310,26 @@ def test_reading_the_served_log(run: Run, shared: str) -> None:
 
     run(fill())
     assert len(list(read_served(shared))) == 5
+
+
+def test_the_served_log_can_be_replayed(run: Run, shared: str) -> None:
+    from pointsman.pool.online.served import columns
+
+    async def fill() -> None:
+        store = await open_store(shared)
+        for i, model in enumerate(("small", "large")):
+            shares = {"small": 0.25, "large": 0.75}
+            row = {"id": f"r{i}", "time": i + 1.0, "key": 0, "model": model, "query": f"query {i}"}
+            await store.serve_log({**row, "propensity": shares[model], "propensities": shares})
+        await store.feedback("r1", 0.5)
+        await store.close()
+
+    run(fill())
+    served = columns(read_served(shared), ["small", "large"])
+    assert served.queries == ("query 0", "query 1")
+    assert served.chosen.tolist() == [0, 1]
+    assert served.propensities.tolist() == [[0.25, 0.75]] * 2
+    assert served.quality[1] == 0.5
 
 
 def test_reading_what_is_no_store_is_refused(tmp_path: Path, postgres_url: str) -> None:
@@ -350,13 +392,15 @@ def test_a_lost_connection_is_made_anew_and_nothing_counts_twice(
         assert await store.reserve(ANONYMOUS, 0.2, "b")
         cut()
         assert await store.settle("a", 0.05)
-        for _ in range(10):
+        for turn in range(10):
             going = [
-                asyncio.create_task(store.reserve(ANONYMOUS, 0.001, f"{_}-{i}")) for i in range(40)
+                asyncio.create_task(store.reserve(ANONYMOUS, 0.001, f"{turn}-{i}"))
+                for i in range(40)
             ]
             await asyncio.sleep(0.001)
             await asyncio.to_thread(cut)
             assert all(await asyncio.gather(*going))
+            await store.spent(ANONYMOUS)  # is connected again, should the cut have come late
         assert await store.spent(ANONYMOUS) == (0.05, pytest.approx(0.6))
         assert await store.check() == []
         await store.close()

@@ -171,11 +171,11 @@ def test_a_process_that_is_silent_for_long_is_dead(run: Run, shared: str) -> Non
             await much.close()
             await ours.close()
             again = await open_store(shared, clock=lambda: now + 90000)
-            assert ours.process.id in [one.id for one in await again._ask(accounts.processes)]
+            assert ours.process.id in [one.id for one in await again._write(accounts.processes)]
             await again.release("a")
             await again.close()
             last = await open_store(shared, clock=lambda: now + 90000)
-            assert ours.process.id not in [one.id for one in await last._ask(accounts.processes)]
+            assert ours.process.id not in [one.id for one in await last._write(accounts.processes)]
             await last.close()
 
     run(test())

@@ -30,6 +30,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from pointsman.claims.frame import Claim, Figures, mean, must
+from pointsman.pool.deferral.windows import window_bounds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -40,23 +41,6 @@ COVERAGE, WIDTH = 0.8, 0.1
 MEMBERS, UNITS = 4, 24
 NOISE, UPDATES, RATE = 0.6, 3000, 1e-2
 POLICIES = ("single", "window", "one-sided", "random", "ensemble")
-
-
-def window_bounds(scores: "Tensor", quantile: float, width: float) -> tuple[float, float]:
-    """The window of scores that are passed on.
-
-    Args:
-        scores: (N,) of the first member on held-out inputs, higher is surer.
-        quantile: of the decision's threshold among them: 1 less the coverage.
-        width: share of the inputs on either side, in [0, 1].
-    """
-    if width == 0:
-        return math.inf, math.inf
-    low, high = quantile - width, quantile + width
-    return (
-        float(scores.quantile(low)) if low > 0 else -math.inf,
-        float(scores.quantile(high)) if high < 1 else math.inf,
-    )
 
 
 def answer(first: "Tensor", second: "Tensor", passed: "Tensor") -> tuple["Tensor", "Route"]:

@@ -4,7 +4,7 @@ Legend: S settings, N queries, M models.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,11 @@ from pointsman.compare import results as written
 from pointsman.compare.metric import QUALITY
 from pointsman.compare.queries.breakdown import by_group, examples
 from pointsman.compare.queries.choice import CHANCE, Mixture, mixed
-from pointsman.compare.queries.metrics import Array, Bootstrap, corners, height_at
+from pointsman.compare.queries.metrics import Array, Bootstrap, advantage
 from pointsman.compare.queries.offers import KINDS, Offer
 from pointsman.compare.queries.verdict import Verdict
 from pointsman.compare.request import Request
-from pointsman.frontier import Frontier, Outcomes, Pick, Point, oracle
+from pointsman.frontier import Frontier, Knob, Outcomes, Pick, Point, oracle
 from pointsman.pool.log import Log
 from pointsman.pool.routers.router import Prediction
 from pointsman.pool.strategies.strategy import Setting
@@ -34,16 +34,21 @@ class Measured:
     Args:
         offer: the strategy and when it decides.
         settings: those found on validation, from the dearest to the cheapest.
-        prediction: of the test queries.
+        predictions: of the queries of validation, calibration and test.
         outcomes: of every setting on validation, calibration and test.
         seconds: that fitting took.
     """
 
     offer: Offer
     settings: tuple[Setting, ...]
-    prediction: Prediction
+    predictions: Mapping[str, Prediction]
     outcomes: Mapping[str, Outcomes]
     seconds: float
+
+    @property
+    def prediction(self) -> Prediction:
+        """Of the test queries."""
+        return self.predictions["test"]
 
     @property
     def way(self) -> str:
@@ -83,6 +88,11 @@ class Findings:
         """The test queries."""
         return self.parts["test"]
 
+    def _by_column(self, part: str) -> Outcomes:
+        """The models alone, in the order of the log's columns."""
+        name = self.alone.offer.strategy.name
+        return self.alone.outcomes[part].choose(f"{name}: {model}" for model in self.test.models)
+
     @cached_property
     def picked(self) -> Measured | None:
         """The strategy of the pick; None: a mixture by chance."""
@@ -95,6 +105,11 @@ class Findings:
         """Mixtures by chance on the test queries."""
         return mixed(self.alone.outcomes["test"], self.by_chance) if self.by_chance else None
 
+    @cached_property
+    def best(self) -> Measured:
+        """The strategy whose settings lie highest above chance on validation."""
+        return max(self.measured[1:], key=self._height)
+
     def results(self, request: Request, shown: int) -> dict[str, Any]:
         """The results as plain JSON values, schema version 1 with the key `pool`.
 
@@ -102,7 +117,7 @@ class Findings:
             request: what was asked for.
             shown: how many example queries of either kind.
         """
-        log, alone = self.test, self.alone.outcomes["test"]
+        log, alone = self.test, self._by_column("test")
         ladder = [
             Point(name, float(log.quality[:, at].mean()), float(log.cost[:, at].mean()))
             for at, name in sorted(
@@ -135,20 +150,17 @@ class Findings:
             ways=ways,
             random=[point for point in ladder if point.knob in corner],
             oracle=oracle(alone),
-            pick=self.pick,
+            pick=replace(self.pick, knob=self._on_chart(self.pick.knob)),
             used={"shares": self._shares()},
             trained=[],
         ) | {"pool": self._pool(shown)}
 
     def _charted(self) -> list[Measured]:
         """The strategies drawn: of routers that decide before the call, the best on validation."""
-        heights = {id(each): self._height(each) for each in self.measured}
-        before = [each for each in self.measured if each.offer.kind == "before"]
-        best = sorted(before, key=lambda each: -heights[id(each)])[:ROUTERS_SHOWN]
-        later: list[Measured] = []
-        for kind in ("after", "both"):
-            found = [each for each in self.measured if each.offer.kind == kind]
-            later += sorted(found, key=lambda each: -heights[id(each)])[:1]
+        ranked = sorted(self.measured[1:], key=lambda each: -self._height(each))
+        best = [each for each in ranked if each.offer.kind == "before"][:ROUTERS_SHOWN]
+        later = [each for each in ranked if each.offer.kind == "after"][:1]
+        later += [each for each in ranked if each.offer.kind == "both"][:1]
         simple = [each for each in self.measured if each.offer.kind == "trivial"]
         drawn = [self.alone, *simple, *best, *later]
         if self.picked is not None and all(each is not self.picked for each in drawn):
@@ -156,16 +168,20 @@ class Findings:
         return drawn
 
     def _height(self, each: Measured) -> float:
-        """Mean height of a strategy's hull above the models' own, on validation."""
-        found, alone = each.outcomes["validation"], self.alone.outcomes["validation"]
-        cost, quality = found.cost.mean(axis=1), found.quality.mean(axis=1)
-        hull = corners(cost, quality)
-        chance = height_at(cost[hull], alone.cost.mean(axis=1), alone.quality.mean(axis=1))
-        return float(np.mean(quality[hull] - chance))
+        """What a strategy's hull gains over chance, on validation."""
+        return advantage(each.outcomes["validation"], self.alone.outcomes["validation"])
 
     def _front(self, each: Measured) -> Frontier:
         title = "Models alone" if each.way == ALONE else each.offer.strategy.title
-        return Frontier.from_outcomes(title, each.outcomes["test"])
+        found = each.outcomes["test"]
+        knobs = tuple(self._on_chart(knob) for knob in found.knobs)
+        return Frontier.from_outcomes(title, replace(found, knobs=knobs))
+
+    def _on_chart(self, knob: Knob) -> str:
+        """A knob under the name that its strategy has on the chart."""
+        name, rest = str(knob).split(": ", 1)
+        ways = {each.offer.strategy.name: each.way for each in self.measured}
+        return f"{ways.get(name, name)}: {rest}"
 
     # ── the pick ────────────────────────────────────────────────────────────────────────────────
 
@@ -245,8 +261,7 @@ class Findings:
 
     def _strategies(self) -> list[dict[str, Any]]:
         """Every strategy with its figures, and the zero router beside them."""
-        alone = self.alone.outcomes["test"]
-        bootstrap = Bootstrap(alone, self.reference)
+        bootstrap = Bootstrap(self._by_column("test"), self.reference)
         rows = []
         for each in self.measured:
             found = each.outcomes["test"]

@@ -192,6 +192,23 @@ class Bootstrap:
         }
 
 
+def advantage(outcomes: Outcomes, singles: Outcomes) -> float:
+    """What strategies are ranked by on validation: the height that they add to the zero router's.
+
+    Unlike `gain`, a strategy may be mixed with models alone, as a policy does: one that helps on a
+    part of the range of cost is not blamed for the rest.
+    """
+    both = Outcomes.join([outcomes, singles])
+    low, high = float(singles.cost.mean(axis=1).min()), float(singles.reference_cost.mean())
+    found = [
+        _height(each.cost.mean(axis=1), each.quality.mean(axis=1), low, high)
+        for each in (both, singles)
+    ]
+    if found[0] is None or found[1] is None:  # the reference is the cheapest: only quality counts
+        return float(both.quality.mean(axis=1).max() - singles.quality.mean(axis=1).max())
+    return found[0] - found[1]
+
+
 def corners(cost: Array, quality: Array) -> npt.NDArray[np.int64]:
     """Places of the corners of the concave, rising hull, by ascending cost."""
     kept: list[int] = []

@@ -20,11 +20,11 @@ from pointsman.compare.queries.offers import TASK, Offer, offers
 from pointsman.compare.queries.verdict import judge
 from pointsman.compare.request import Request
 from pointsman.compare.state import State
-from pointsman.frontier import Pick
+from pointsman.frontier import Knob, Outcomes, Pick
 from pointsman.pool.features import TextEncoder
 from pointsman.pool.features.features import Encoder, Features
 from pointsman.pool.log import Log
-from pointsman.pool.policy import PoolPolicy
+from pointsman.pool.policy import PoolPolicy, expectations
 from pointsman.pool.reading import split_log
 from pointsman.pool.strategies.strategy import outcomes
 
@@ -119,8 +119,7 @@ class _Comparison:
             verdict,
             chosen,
         )
-        policy = self._policy(findings, verdict)
-        return findings.results(self.request, examples), policy
+        return findings.results(self.request, examples), self._policy(findings)
 
     def _reference(self) -> int:
         """The model of best mean quality on complete queries of train and validation."""
@@ -147,7 +146,7 @@ class _Comparison:
             for name in PARTS
         }
         self.progress.advance(1)
-        return Measured(offer, settings, predictions["test"], reached, seconds)
+        return Measured(offer, settings, predictions, reached, seconds)
 
     def _pick(self, allowed: list[Measured], alone: Measured, by_chance: list[Mixture]) -> Pick:
         candidates = {
@@ -163,3 +162,39 @@ class _Comparison:
             self.request.max_drop,
             self.request.confidence,
         )
+
+    def _policy(self, findings: Findings) -> PoolPolicy:
+        """The models alone and one strategy, at every point that both together reach.
+
+        One strategy, so that a server computes one prediction a query: the picked one, or the best
+        where a model alone was picked although looking at the query pays.
+        """
+        chosen = findings.picked
+        if (chosen is None or chosen is findings.alone) and findings.verdict.routable:
+            chosen = findings.best
+        kept = [findings.alone]
+        if chosen is not None and chosen is not findings.alone:
+            kept.append(chosen)
+        watched = kept[-1]
+        return PoolPolicy.make(
+            encoder=self.encoder,
+            models=self.log.models,
+            strategies=[(each.offer.strategy, each.settings) for each in kept],
+            validation=Outcomes.join([each.outcomes["validation"] for each in kept]),
+            reference=self.log.models[self.reference],
+            certified=self._certified(findings),
+            certificate=findings.pick.certificate.to_dict(),
+            recommendation=findings.verdict.words(findings.baseline()),
+            expected=expectations(
+                self.parts["calibration"].log,
+                watched.predictions["calibration"],
+                self.log.models[self.reference],
+            ),
+        )
+
+    def _certified(self, findings: Findings) -> Pick | dict[Knob, float]:
+        """The pick, or what it mixes."""
+        for mixture in findings.by_chance:
+            if mixture.knob == findings.pick.knob:
+                return {mixture.low: 1 - mixture.share, mixture.high: mixture.share}
+        return findings.pick

@@ -1,10 +1,11 @@
 """Whether any strategy beats what needs no look at the query: one model alone, or chance.
 
-The validation queries are halved. On one half the best strategy and its hull's corners are chosen,
-on the other it is measured how far these corners lie above the zero router's line at their own
-cost; then the halves change places. So nothing is measured where it was chosen, and a strategy that
-learned nothing lies on the line but for noise. The interval is a bootstrap over queries; a strategy
-is said to beat chance where its lower end is above zero.
+The validation queries are halved. On one half the best strategy and its hull, models alone among
+it, are chosen; on the other it is measured how far that hull lies above the zero router's line at
+equal cost, in the mean over even steps of cost; then the halves change places. So nothing is
+measured where it was chosen, and a strategy that learned nothing lies on the line but for noise.
+The interval is a bootstrap over queries; a strategy is said to beat chance where its lower end is
+above zero.
 
 Legend: S settings, M models, N queries.
 """
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pointsman.compare.queries.metrics import Array, corners, height_at
+from pointsman.compare.queries.metrics import Array, advantage, corners
 from pointsman.frontier import Outcomes
 
 RESAMPLES = 1000
+STEPS = 20  # of cost at which a hull is compared with the zero router's line
 LEVEL = 0.95  # one-sided: of unlearnable logs, so many at least are recognised
 SEED = 12
 
@@ -29,7 +31,7 @@ class Verdict:
 
     Args:
         routable: the lower end of the gain is above zero.
-        gain: mean quality above the zero router at equal cost, over the corners.
+        gain: mean quality above the zero router at equal cost.
         low: lower end of its one-sided interval.
         strategy: the best on the whole of validation.
         queries: how many it was measured on.
@@ -76,23 +78,15 @@ def judge(strategies: Sequence[Outcomes], names: Sequence[str], singles: Outcome
     halves = order[: n // 2], order[n // 2 :]
     excess = np.zeros(n)
     for chosen_on, measured_on in (halves, halves[::-1]):
-        best = int(
-            np.argmax([_gain(s.take(chosen_on), singles.take(chosen_on)) for s in strategies])
-        )
-        excess[measured_on] = _excess(strategies[best], singles, chosen_on, measured_on)
+        heights = [advantage(s.take(chosen_on), singles.take(chosen_on)) for s in strategies]
+        best = int(np.argmax(heights))
+        both = Outcomes.join([strategies[best], singles])
+        excess[measured_on] = _excess(both, singles, chosen_on, measured_on)
     draws = np.random.default_rng(SEED).integers(0, n, size=(RESAMPLES, n))
     means = excess[draws].mean(axis=1)
     low = float(np.quantile(means, 1 - LEVEL))
-    whole = int(np.argmax([_gain(strategy, singles) for strategy in strategies]))
+    whole = int(np.argmax([advantage(strategy, singles) for strategy in strategies]))
     return Verdict(low > 0, float(excess.mean()), low, names[whole], n)
-
-
-def _gain(strategy: Outcomes, singles: Outcomes) -> float:
-    """Mean height of the hull's corners above the zero router at their cost."""
-    cost, quality = strategy.cost.mean(axis=1), strategy.quality.mean(axis=1)
-    hull = corners(cost, quality)
-    zero = height_at(cost[hull], singles.cost.mean(axis=1), singles.quality.mean(axis=1))
-    return float(np.mean(quality[hull] - zero))
 
 
 def _excess(
@@ -101,23 +95,40 @@ def _excess(
     chosen_on: npt.NDArray[np.int64],
     measured_on: npt.NDArray[np.int64],
 ) -> Array:
-    """(n,) each query's part in the gain of corners chosen elsewhere.
+    """(n,) each query's part in the gain, over even steps of cost, of a hull chosen elsewhere.
 
-    At a corner of mean cost c between the zero router's corners a and b, the line is
-    (1 - w) q_a + w q_b with w = (c - c_a) / (c_b - c_a). The gain is linear in the queries once w
-    is fixed; that w follows the costs of this half is taken into account by its derivative, the
-    slope of the line.
+    At a mean cost c between the zero router's corners a and b, its line is (1 - w) q_a + w q_b with
+    w = (c - c_a) / (c_b - c_a). The gain is linear in the queries once w is fixed; that w follows
+    the costs of this half is taken into account by its derivative, the slope of the line.
     """
-    picked = strategy.take(chosen_on)
-    hull = corners(picked.cost.mean(axis=1), picked.quality.mean(axis=1))
     base = singles.take(chosen_on)
     line = corners(base.cost.mean(axis=1), base.quality.mean(axis=1))
+    costs = base.cost[line].mean(axis=1)
     here, alone = strategy.take(measured_on), singles.take(measured_on)
-    total = np.zeros(len(measured_on))
-    for at in hull:
-        quality, cost = here.quality[at], here.cost[at]
-        total += quality - _chance(cost, alone, line)
-    return total / len(hull)
+    shares = _shares(strategy.take(chosen_on), np.linspace(costs[0], costs[-1], STEPS + 2)[1:-1])
+    parts = [_mean(share, here) for share in shares]
+    total: Array = np.sum([quality - _chance(cost, alone, line) for quality, cost in parts], axis=0)
+    return total / STEPS
+
+
+def _shares(strategy: Outcomes, costs: Array) -> Array:
+    """(C, S) how the hull of a strategy mixes its settings to spend so much; its ends stay flat."""
+    cost, quality = strategy.cost.mean(axis=1), strategy.quality.mean(axis=1)
+    hull = corners(cost, quality)
+    shares = np.zeros((len(costs), len(cost)))
+    for row, wanted in zip(shares, np.clip(costs, cost[hull[0]], cost[hull[-1]]), strict=True):
+        right = min(int(np.searchsorted(cost[hull], wanted)), len(hull) - 1)
+        low, high = hull[max(right - 1, 0)], hull[right]
+        part = (wanted - cost[low]) / (cost[high] - cost[low]) if high != low else 1.0
+        row[low] += 1 - part
+        row[high] += part
+    return shares
+
+
+def _mean(share: Array, outcomes: Outcomes) -> tuple[Array, Array]:
+    """(n,) quality and cost expected of a mixture."""
+    used = np.flatnonzero(share)
+    return share[used] @ outcomes.quality[used], share[used] @ outcomes.cost[used]
 
 
 def _chance(cost: Array, singles: Outcomes, line: npt.NDArray[np.int64]) -> Array:

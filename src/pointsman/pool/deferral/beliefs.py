@@ -16,7 +16,7 @@ so that an unsure cheap answer also lowers what is expected of the dear models o
 far the answer of a further model b would move these expectations is known before b is asked, which
 is what the value of asking rests on.
 
-Legend: N queries, M models, A models that answered, J nodes.
+Legend: N queries, M models, A models that answered, B further models, J nodes.
 """
 
 from collections.abc import Sequence
@@ -42,10 +42,14 @@ class Moves(NamedTuple):
         gain: (M, A) weight of each piece of news in the expectation of each model.
         slope: (M, M) for a further model b (row) how much one standard deviation of its news moves
             the expectation of each model (column); zero rows for those that have answered.
+        tells: (B,) further models whose news moves anything.
+        shifts: (B, M, J) how their news moves each expectation, at each node of the news.
     """
 
     gain: Array
     slope: Array
+    tells: npt.NDArray[np.int64]
+    shifts: Array
 
 
 class Beliefs:
@@ -69,7 +73,7 @@ class Beliefs:
 
         Args:
             quality: (N, M), NaN where not known.
-            predicted: (N, M).
+            predicted: (N, M), NaN in rows that are not to be learned from.
             signal: (N, M), NaN where not known.
         """
         models = quality.shape[1]
@@ -78,7 +82,7 @@ class Beliefs:
         news = np.full(signal.shape, np.nan)
         for m in range(models):
             expected = self.calibrated_[m].predict(signal[:, m])
-            known = np.isfinite(signal[:, m]) & np.isfinite(expected)
+            known = np.isfinite(signal[:, m]) & np.isfinite(expected + predicted[:, m])
             if known.any():
                 self.line_[m] = _line(predicted[known, m], expected[known])
                 line = self.line_[m, 0] + self.line_[m, 1] * predicted[:, m]
@@ -128,7 +132,10 @@ class Beliefs:
             weights = inverse @ noisy[asked, b]
             left = max(noisy[b, b] - noisy[b, asked] @ weights, NOISE * own[b])
             slope[b] = (self.shared_[:, b] - self.shared_[:, asked] @ weights) / np.sqrt(left)
-        return Moves(gain, slope)
+        moved = (np.abs(slope).max(axis=1) > 0) & (np.abs(self.nodes_).max(axis=1) > 0)
+        tells = np.flatnonzero(moved)
+        shifts = slope[tells][:, :, None] * self.nodes_[tells][:, None, :]
+        return Moves(gain, slope, tells, shifts)
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """Everything learned."""
@@ -163,7 +170,8 @@ def _mean(cells: Array) -> Array:
     known = np.isfinite(cells)
     count = known.sum(axis=0)
     total = np.where(known, cells, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    mean: Array = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return mean
 
 
 def _covariance(left: Array, right: Array) -> Array:

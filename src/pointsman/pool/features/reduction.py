@@ -21,6 +21,6 @@ def directions(matrix_NV: Any, components: int) -> Dense:
     kept = min(components, n, size)
     found = np.zeros((size, components), dtype=np.float32)
     if kept:
-        _, _, right = randomized_svd(matrix_NV, kept, n_iter=4, random_state=0)
+        _, _, right = randomized_svd(matrix_NV, kept, n_iter=2, random_state=0)
         found[:, :kept] = right.T
     return found

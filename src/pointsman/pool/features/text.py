@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from pointsman.errors import InputError, PolicyError
 from pointsman.pool.features.features import Dense, Features
-from pointsman.pool.features.grams import Grams, learn_grams
+from pointsman.pool.features.grams import Grams, Indices, learn_grams
 from pointsman.pool.features.reading import MOST_CHARACTERS, read_part
 from pointsman.pool.features.reduction import directions
 from pointsman.pool.features.shape import NAMES, shape
@@ -21,6 +21,7 @@ from pointsman.pool.log import Log
 from pointsman.pool.saving import Arrays, Plain
 
 MOST_QUERIES = 50_000  # that the vocabulary and the reduction are learned from
+CHARACTER_WEIGHT = 0.3  # of characters beside words where both are reduced; words say more
 SHAPE_WEIGHT = 0.1  # of a standardised shape feature beside a reduced text of length one
 FARTHEST = 5.0  # standard deviations at which a shape feature is cut
 
@@ -30,8 +31,8 @@ class TextEncoder:
 
     TF-IDF is sublinear, (1 + log count) * idf with idf = 1 + log((1 + N) / (1 + texts that have
     it)); words and characters have length one each before they stand side by side. `sparse` is
-    that; `dense` is its projection on the first right singular vectors, of length one, followed by
-    the standardised features of `shape`, weighted so that they do not outweigh the text.
+    that; `dense` is its projection on the first right singular vectors, characters weighing less,
+    of length one, followed by the standardised features of `shape`, weighted so that they do not outweigh the text.
 
     The result depends neither on the order of the queries nor on chance. Of a query longer than
     `most_characters` the first and the last half of that are read; its length is that of all of it.
@@ -52,11 +53,11 @@ class TextEncoder:
         self,
         *,
         words: int = 2,
-        characters: tuple[int, int] | None = (3, 5),
-        components: int = 96,
+        characters: tuple[int, int] | None = (3, 3),
+        components: int = 64,
         least: int = 2,
         most_words: int = 40_000,
-        most_grams: int = 40_000,
+        most_grams: int = 20_000,
         most_characters: int = MOST_CHARACTERS,
     ) -> None:
         self.words = words
@@ -83,9 +84,14 @@ class TextEncoder:
             most_words=self.most_words,
             most_characters=self.most_grams,
         )
-        counts = [self.grams_.count(text)[0] for text in texts]
-        frequency = np.bincount(np.concatenate(counts), minlength=len(self.grams_))
+        counts = [self.grams_.count(text) for text in texts]
+        places = np.concatenate([places for places, _ in counts])
+        frequency = np.bincount(places, minlength=len(self.grams_))
         self.idf_ = (1 + np.log((1 + len(texts)) / (1 + frequency))).astype(np.float32)
+        weight = np.ones(len(self.grams_), dtype=np.float32)
+        weight[len(self.grams_.word_terms) :] = CHARACTER_WEIGHT
+        found = directions(self._sparse(counts).multiply(weight).tocsr(), self.components)
+        self.directions_ = weight[:, None] * found
         shapes = np.stack([shape(text) for text in texts])
         self.mean_ = shapes.mean(axis=0, dtype=np.float64).astype(np.float32)
         spread = shapes.std(axis=0, dtype=np.float64)
@@ -93,7 +99,6 @@ class TextEncoder:
         self.scale_ = np.where(spread > 1e-6, SHAPE_WEIGHT / np.maximum(spread, 1e-6), 0.0).astype(
             np.float32
         )
-        self.directions_ = directions(self._sparse(texts), self.components)
         return self
 
     def transform(self, log: Log) -> Features:
@@ -108,7 +113,7 @@ class TextEncoder:
         """Features of queries, one or many."""
         texts = [read_part(query, self.most_characters) for query in queries]
         length = np.array([len(query) for query in queries], dtype=np.float32)
-        sparse = self._sparse(texts)
+        sparse = self._sparse([self.grams_.count(text) for text in texts])
         return Features(
             dense=np.hstack([self._reduced(sparse), self._shapes(texts, length)]),
             sparse=sparse,
@@ -128,24 +133,22 @@ class TextEncoder:
                 f"got {self.characters}"
             )
 
-    def _sparse(self, texts: Sequence[str]) -> Any:
-        rows = [self._weights(text) for text in texts]
-        sizes = [len(indices) for indices, _ in rows]
-        starts = np.cumsum([0, *sizes], dtype=np.int64)
+    def _sparse(self, counts: Sequence[tuple[Indices, Indices]]) -> Any:
+        rows = [(places, self._weights(places, times)) for places, times in counts]
+        starts = np.cumsum([0, *(len(places) for places, _ in rows)], dtype=np.int64)
         if starts[-1] < np.iinfo(np.int32).max:  # scipy would find out, at length
             starts = starts.astype(np.int32)
-        indices, values = rows[0] if len(rows) == 1 else map(np.concatenate, zip(*rows, strict=True))
-        shape_ = (len(texts), len(self.grams_))
-        return csr_matrix((values, indices.astype(np.int32), starts), shape=shape_)
+        places, values = rows[0] if len(rows) == 1 else map(np.concatenate, zip(*rows, strict=True))
+        size = (len(rows), len(self.grams_))
+        return csr_matrix((values, places.astype(starts.dtype), starts), shape=size)
 
-    def _weights(self, text: str) -> tuple[npt.NDArray[np.int64], Dense]:
-        indices, counts = self.grams_.count(text)
-        values: Dense = (1 + np.log(counts)).astype(np.float32) * self.idf_[indices]
-        border = int(indices.searchsorted(len(self.grams_.word_terms)))
+    def _weights(self, places: Indices, times: Indices) -> Dense:
+        values: Dense = (1 + np.log(times)).astype(np.float32) * self.idf_[places]
+        border = int(places.searchsorted(len(self.grams_.word_terms)))
         for part in (values[:border], values[border:]):
             if part.size:
                 part /= np.sqrt(part @ part)
-        return indices, values
+        return values
 
     def _reduced(self, sparse: Any) -> Dense:
         projected = sparse @ self.directions_

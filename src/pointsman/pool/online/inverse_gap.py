@@ -58,7 +58,7 @@ class ChebyshevInverseGap(Bandit):
         *,
         terms: int = 6,
         ridge: float = 0.01,
-        growth: float = 10.0,
+        growth: float = 30.0,
     ) -> None:
         self.arms = int(check_between("arms", arms, 1, math.inf))
         self.low, self.high = float(low), float(high)

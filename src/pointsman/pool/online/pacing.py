@@ -93,11 +93,14 @@ class Pacer:
         self._pending += check_between("expected", expected, 0.0, math.inf)
 
     def spend(self, cost: float, expected: float = 0.0, now: float | None = None) -> None:
-        """A call has cost this much; `expected` as it was given to `request`."""
+        """A call has cost this much; `expected` as it was given to `request`.
+
+        One that cost nothing has failed, most likely, and says nothing of prices.
+        """
         self._roll(now)
         self._spent += check_between("cost", cost, 0.0, math.inf)
         self._pending = max(self._pending - expected, 0.0)
-        if expected > 0.0:
+        if expected > 0.0 and cost > 0.0:
             self._paid = MEMORY * self._paid + cost
             self._expected = MEMORY * self._expected + expected
 

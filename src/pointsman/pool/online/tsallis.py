@@ -23,6 +23,7 @@ from pointsman.pool.saving import Arrays, Plain
 
 PRECISION = 1e-12
 MOST_STEPS = 100
+LEAST = 1e-6  # propensity that is assumed where none was told and the arm is all but given up
 
 
 class TsallisInf(Bandit):
@@ -85,7 +86,7 @@ class TsallisInf(Bandit):
         if loss < 0:
             raise InputError(f"no reward may exceed top = {self.top:g}, got {reward!r}")
         if propensity is None:
-            propensity = float(self.probabilities()[arm])
+            propensity = max(float(self.probabilities()[arm]), LEAST)
         self._losses[arm] += loss / check_between("propensity", propensity, 1e-300, 1.0)
         self._rounds += 1
         self._total += loss

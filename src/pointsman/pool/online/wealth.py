@@ -7,6 +7,7 @@ import math
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from pointsman.pool.online.bandit import Array, State, check_between
 from pointsman.pool.saving import Arrays, Plain
@@ -69,9 +70,8 @@ class Wealth:
         known = value if self.seen == 1 else self.recent
         weight = max(1 - RECENT, 1 / self.seen)
         self.recent = known + weight * (value - known)
-        self._staked, self.evidence = _bet(
-            self._staked, np.float64(value), self.level, self.seen, self.horizon
-        )
+        self._staked, found = bet(self._staked, value, self.level, self.seen, self.horizon)
+        self.evidence = float(found)
         self.reached = bool(self.evidence >= 1 / self.error)
         return self.reached
 
@@ -98,19 +98,31 @@ def evidence(values_ST: Array, level: float, *, horizon: float = 1000.0) -> Arra
     staked = np.zeros((*values_ST.shape[:-1], len(SHARES)))
     found = np.empty(values_ST.shape)
     for t in range(values_ST.shape[-1]):
-        staked, found[..., t] = _bet(staked, values_ST[..., t], level, t + 1, horizon)
+        staked, found[..., t] = bet(staked, values_ST[..., t], level, t + 1, horizon)
     return found
 
 
-def _bet(staked: Array, value: Any, level: float, time: int, horizon: float) -> tuple[Array, Any]:
-    """What stands on each bet after one more value, and the evidence."""
-    kept = _unstaked(time, horizon)
-    fresh = (_unstaked(time - 1, horizon) - kept) / len(SHARES)
-    factor = 1.0 + SHARES / (1.0 - level) * (level - np.asarray(value)[..., None])
-    staked = np.minimum((staked + fresh) * factor, RICHEST)
+def bet(
+    staked: Array, value: Any, level: Any, time: Any, horizon: float
+) -> tuple[Array, npt.NDArray[np.float64]]:
+    """What stands on each bet after one more value, and the evidence; for any shape of streams.
+
+    Args:
+        staked: (..., J) before it.
+        value: (...) in [0, 1].
+        level: (...) or one for all, see `Wealth`.
+        time: (...) or one for all, number of values with this one.
+        horizon: see `Wealth`.
+    """
+    kept = unstaked(time, horizon)
+    fresh = (unstaked(np.asarray(time) - 1, horizon) - kept) / len(SHARES)
+    room = np.asarray(1.0 - level)[..., None]
+    lost = np.asarray(level - np.asarray(value))[..., None]
+    staked = np.minimum((staked + fresh[..., None]) * (1.0 + SHARES / room * lost), RICHEST)
     return staked, staked.sum(axis=-1) + kept
 
 
-def _unstaked(time: int, horizon: float) -> float:
+def unstaked(time: Any, horizon: float) -> npt.NDArray[np.float64]:
     """Share of the dollar that is not yet staked after so many values; falls to 0, slowly."""
-    return 1.0 / (1.0 + math.log1p(time / horizon))
+    share: npt.NDArray[np.float64] = 1.0 / (1.0 + np.log1p(np.asarray(time) / horizon))
+    return share

@@ -26,14 +26,14 @@ class Cells:
     """A log before its costs are known.
 
     Args:
-        queries: (N,) texts.
+        queries: (N,) texts; of a log without texts what else tells its queries apart.
         models: M names.
         cells: role to (N, M), NaN where the log says nothing.
         groups: name to (N,) texts, "" where missing.
         vectors: (N, D), or None.
         averaged: scores that were averaged with another one of the same query and model.
         reworded: queries (of a long log with a column of query numbers) that have several texts.
-        unscored: queries left out because no model has a score.
+        unscored: queries left out because no model has a score, or the query no text.
     """
 
     queries: Objects
@@ -46,8 +46,9 @@ class Cells:
     unscored: int = 0
 
     def scored(self) -> "Cells":
-        """Without the queries that no model has a score for."""
+        """Without the queries that no model has a score for, or whose text alone is missing."""
         known = ~np.isnan(self.cells[names.QUALITY]).all(axis=1)
+        known = known & (self.queries != "")
         if known.all():
             return self
         return Cells(
@@ -91,7 +92,9 @@ def _wide(path: Path, layout: Layout, rows: Gathered) -> Cells:
         for role, by_model in layout.cells.items()
     }
     groups = {name: _named(rows.columns[column]) for name, column in layout.groups.items()}
-    queries = _named(rows.columns[layout.query]) if layout.query else _blank(len(rows))
+    told = layout.query or layout.key
+    numbered = np.array([f"row {row + 1}" for row in range(len(rows))], dtype=object)
+    queries = numbered if told is None else _named(rows.columns[told])
     return Cells(queries, layout.models, cells, groups, rows.vectors)
 
 
@@ -122,12 +125,14 @@ def _long(path: Path, layout: Layout, rows: Gathered) -> Cells:
     first = kept[first]
     groups = {name: _named(rows.columns[column][first]) for name, column in layout.groups.items()}
     vectors = None if rows.vectors is None else rows.vectors[first]
-    queries, reworded = _blank(n), 0
+    queries, reworded = _named(np.asarray(keys, dtype=object)), 0
     if layout.query is not None:
-        text = rows.columns[layout.query]
-        queries = _named(text[first])
-        other = text[kept] != queries[query]
-        reworded = len(np.unique(query[other]))
+        text = rows.columns[layout.query][kept]
+        said = np.array([words is not None for words in text], dtype=bool)
+        queries[:] = ""
+        # Assigned backwards, so that the first text of a query stands.
+        queries[query[said][::-1]] = text[said][::-1]
+        reworded = len(np.unique(query[said & (text != queries[query])]))
     averaged = len(scored) - len(np.unique(scored))
     return Cells(queries, models, cells, groups, vectors, averaged, reworded)
 
@@ -169,7 +174,3 @@ def _named(column: Objects) -> Objects:
     named = np.empty(len(column), dtype=object)
     named[:] = ["" if cell is None else cell for cell in column]
     return named
-
-
-def _blank(n: int) -> Objects:
-    return np.full(n, "", dtype=object)

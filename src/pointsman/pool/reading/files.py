@@ -10,8 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from pointsman.compare.labels import reason
-from pointsman.errors import InputError
+from pointsman.errors import InputError, reason
 from pointsman.pool.reading.names import shown
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")

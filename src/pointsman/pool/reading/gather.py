@@ -88,7 +88,7 @@ def gather(
     rows = unasked = unnamed = 0
     for chunk in file.chunks(layout.columns(), layout.texts()):
         piece = _converted(file.path, chunk, layout, rows, low, high)
-        asked = _there(piece, layout.query)
+        asked = _there(piece, layout.key or layout.query)
         known = _there(piece, layout.model)
         unasked += int((~asked).sum())
         unnamed += int((asked & ~known).sum())

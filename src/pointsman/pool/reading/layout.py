@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pointsman.errors import InputError
 from pointsman.pool.reading import names as n
+from pointsman.pool.reading import values
 from pointsman.pool.reading.files import must_have
 from pointsman.pool.reading.names import one_of, plain, shown, taken_apart
-from pointsman.pool.reading.values import is_number_column, is_text_column, numbers
+from pointsman.pool.reading.values import is_number_column, is_text_column
 from pointsman.pool.reading.wide import Wide
 
 LONG = ""  # stands for every model where they share a column
@@ -21,7 +24,7 @@ class Layout:
 
     Args:
         query: the text of the query, None where the log has none.
-        key: long logs: what tells queries apart, None: the text does.
+        key: what tells queries apart, None: the text does (or, without it, the row).
         model: long logs: the name of the model; None: the log is wide.
         models: names of a wide log, or those wanted of a long one; empty: all that occur.
         cells: role (see `names.ROLES`) to model to column; in a long log the model is "".
@@ -97,7 +100,7 @@ def recognise(
         if text is not None and key is not None and not _tells_queries(head, key):
             key = None
     else:
-        key = None
+        key = key if text is None else None
         wide = Wide(path, head, free, models, priced, low, high)
         found, cells = wide.models, wide.cells
     if text is None and vector is None and not grouped:
@@ -121,7 +124,7 @@ def _groups(
         found = [c for c in columns if plain(c) in known and c not in taken]
         found = [column for column in found if not _measured(head[column])]
     else:
-        found = [must_have(path, columns, column, "--groups") for column in asked]
+        found = [must_have(path, columns, column, "--group") for column in asked]
     task = one_of(found, n.TASK)
     return {("task" if column == task else column): column for column in found}
 
@@ -130,8 +133,8 @@ def _measured(column: Any) -> bool:
     """Whether a column holds fractions, which tell nobody apart."""
     if not is_number_column(column):
         return False
-    values = numbers(column)[0]
-    return bool((values[values == values] % 1 != 0).any())
+    found = values.numbers(column)[0]
+    return bool((found[np.isfinite(found)] % 1 != 0).any())
 
 
 def _measured_by(head: Any, columns: list[str], model: str) -> bool:
@@ -142,7 +145,7 @@ def _measured_by(head: Any, columns: list[str], model: str) -> bool:
 
 def _tells_queries(head: Any, key: str) -> bool:
     """Whether a column numbers queries, and not the rows of a long log."""
-    return plain(key) not in n.ROW_KEY or bool(head[key].duplicated().any())
+    return plain(key) not in n.ROW_KEY or len(set(values.texts(head[key]))) < len(head)
 
 
 def _query_column(head: Any, columns: list[str], long: bool) -> str | None:
@@ -150,7 +153,7 @@ def _query_column(head: Any, columns: list[str], long: bool) -> str | None:
     if named is not None:
         return named
     texts = [c for c in columns if is_text_column(head[c]) and taken_apart(c).role is None]
-    if len(texts) == 1 and not long and head[texts[0]].nunique() > len(head) / 2:
+    if len(texts) == 1 and not long and 2 * len(set(values.texts(head[texts[0]]))) > len(head):
         return texts[0]
     return None
 

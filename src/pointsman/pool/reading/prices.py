@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pointsman.compare.labels import reason
-from pointsman.errors import InputError
+from pointsman.errors import InputError, reason
 from pointsman.pool.reading.names import plain, shown
 
 Array = npt.NDArray[np.float64]

@@ -1,21 +1,27 @@
 """The four parts of a log: equal queries stay together, and promises are made on complete rows."""
 
 import numpy as np
-import numpy.typing as npt
 
-from pointsman.compare.data import LEAST_ROWS, PARTS, SHARES
 from pointsman.errors import InputError
 from pointsman.pool.log import Log
 
-Rows = npt.NDArray[np.int64]
+PARTS = ("train", "validation", "calibration", "test")
+# Of n rows, the lesser of share * n and some + more * n leaves. Routers learn from a few thousand
+# queries what they can, while a promise of one point needs every calibration query it can get.
+SHARES = {
+    "test": (0.2, 500, 0.12),
+    "calibration": (0.35, 700, 0.22),
+    "validation": (0.2, 400, 0.08),
+}
+LEAST_ROWS = 100
 
 
 def split_log(log: Log, seed: int = 0) -> dict[str, Log]:
     """Train, validation, calibration and test parts, which share no query.
 
     Queries with equal `Log.identity` go to one part. Validation, calibration and test hold only
-    queries for which every model's quality and cost is known (where they repeat, each time), in the
-    shares that `pointsman compare` uses for any data; all others are in the training part.
+    queries for which every model's quality and cost is known (where they repeat, each time); all
+    others are in the training part.
 
     Args:
         log: to split.

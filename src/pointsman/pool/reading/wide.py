@@ -11,7 +11,7 @@ from pointsman.pool.reading.names import Named, plain, shown, taken_apart
 from pointsman.pool.reading.values import is_number_column, numbers
 
 MOST_MODELS = 200
-NEVER = {*n.NEVER_A_MODEL, *n.KEY, *n.TASK, *n.GROUP, *n.ROLE_OF}
+NEVER = {*n.NEVER_A_MODEL, *n.QUERY, *n.QUERY_TOO, *n.KEY, *n.TASK, *n.GROUP, *n.ROLE_OF}
 
 
 class Wide:

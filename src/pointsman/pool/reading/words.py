@@ -73,12 +73,10 @@ def _repeated(log: Log, cells: Cells) -> str:
     if cells.reworded:
         several = _count(cells.reworded, "query has", "queries have")
         words.append(f"{several} more than one text: the first counts.")
-    if any(log.queries):
-        counts = np.bincount(log.identity())
-        twice = int((counts > 1).sum())
-        if twice:
-            again = _count(twice, "query occurs", "queries occur")
-            words.append(f"{again} more than once, and stay together in every split.")
+    twice = int((np.bincount(log.identity()) > 1).sum())
+    if twice:
+        again = _count(twice, "query occurs", "queries occur")
+        words.append(f"{again} more than once, and stay together in every split.")
     return " ".join(words)
 
 
@@ -89,12 +87,13 @@ def _left_out(log: Log, layout: Layout, table: Gathered, cells: Cells) -> str:
             f"The file has {table.queries:,} different queries in {table.rows:,} rows: a uniform "
             "sample of the queries is used; --rows changes how many."
         )
-    reasons = {"query": table.unasked, "model": table.unnamed}
+    reasons = {layout.key or "query": table.unasked, "model": table.unnamed}
     for what, count in reasons.items():
         if count:
             words.append(f"{_count(count, 'row', 'rows')} without a {what} left out.")
     if cells.unscored:
-        words.append(f"{_count(cells.unscored, 'query', 'queries')} without any score left out.")
+        without = _count(cells.unscored, "query", "queries")
+        words.append(f"{without} without any score{', or text' if layout.key else ''} left out.")
     if layout.aside:
         one = len(layout.aside) == 1
         words.append(f"Column{'' if one else 's'} not used: {shown(layout.aside, 6)}.")

@@ -1,7 +1,9 @@
 """Routers: what each model would score and cost, predicted before any is called."""
 
+from pointsman.pool.routers.blend import Blend
 from pointsman.pool.routers.constant import Constant
 from pointsman.pool.routers.costs import Costs
+from pointsman.pool.routers.forest import Forest
 from pointsman.pool.routers.gradient_boosting import GradientBoosting
 from pointsman.pool.routers.k_means import KMeans
 from pointsman.pool.routers.linear import Linear
@@ -15,8 +17,10 @@ from pointsman.pool.routers.router import Prediction, Router
 from pointsman.pool.routers.skill_profile import SkillProfile
 
 __all__ = [
+    "Blend",
     "Constant",
     "Costs",
+    "Forest",
     "GradientBoosting",
     "KMeans",
     "Linear",

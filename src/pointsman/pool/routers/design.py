@@ -61,7 +61,8 @@ def directions(features: Features, centre: npt.NDArray[np.float32]) -> npt.NDArr
     away = features.dense.astype(np.float64) - centre
     length = np.sqrt((away * away).sum(axis=1, keepdims=True))
     unit = np.divide(away, length, out=np.zeros_like(away), where=length > 1e-6)
-    return unit.astype(np.float32)
+    single: npt.NDArray[np.float32] = unit.astype(np.float32)
+    return single
 
 
 def _columns(features: Features) -> Array:

@@ -1,9 +1,10 @@
 """Gradient boosting: many small trees for each model, by scikit-learn's histograms.
 
 One HistGradientBoostingRegressor a model (after LightGBM, Ke et al., NeurIPS 2017), fitted on the
-queries the model was scored on, with early stopping on a held-out part. What was grown is laid flat
-as arrays (`trees`): that is faster for one query than the estimator, needs no scikit-learn where a
-policy is served, and keeps nothing in the policy that could run code.
+queries the model was scored on. Every model keeps as many trees; how many, held-out queries decide
+for all models together, because for each alone that choice would follow noise. What was grown is
+laid flat as arrays (`trees`): that is faster for one query than the estimator, needs no
+scikit-learn where a policy is served, and keeps nothing in the policy that could run code.
 
 Legend: N queries, M models, L distinct ones.
 """
@@ -19,12 +20,12 @@ from pointsman.pool.routers.costs import Costs
 from pointsman.pool.routers.design import Design
 from pointsman.pool.routers.router import Prediction
 from pointsman.pool.routers.state import costs_of, written
-from pointsman.pool.routers.table import Array, Table, tabulate
+from pointsman.pool.routers.table import Array, Table, folds, tabulate
 from pointsman.pool.routers.trees import Trees, planted
 from pointsman.pool.saving import Arrays, Plain, inside, nested
 
 LEAST_QUERIES = 50  # of a model; it is given its mean below
-PRIOR = 20.0  # cells: a model with that many scored keeps half of what its trees say
+HELD_OUT = 7  # one part in so many decides on the number of trees
 
 
 class GradientBoosting:
@@ -34,7 +35,7 @@ class GradientBoosting:
         trees: at most, for each model.
         rate: what each tree adds of what it found.
         leaves: of each tree, at most.
-        seed: of the features tried at each split and of the part held out.
+        seed: of the features tried at each split, and of the part held out.
     """
 
     name = "gradient-boosting"
@@ -62,10 +63,8 @@ class GradientBoosting:
         table = tabulate(features, quality)
         self.design_ = Design().fit(table.features)
         x = self.design_.transform(table.features)
-        total = table.count.sum(axis=0)
-        grown = [self._grow(x, table, at) for at in range(len(total))]
-        each = list(table.model)
-        share = total / (total + PRIOR)
+        grown = self._grow(x, table)
+        each, share = list(table.model), table.trust()
         self.trees_ = planted([grown[at] for at in each], [float(share[at]) for at in each])
         self.mean_ = table.mean[table.model]
         self.costs_ = Costs().fit(features, cost)
@@ -99,14 +98,29 @@ class GradientBoosting:
         self.costs_ = costs_of(plain, arrays)
         return self
 
-    def _grow(self, x: Array, table: Table, at: int) -> list[Any]:
-        """The nodes of each tree of one model."""
+    def _grow(self, x: Array, table: Table) -> list[list[Any]]:
+        """The nodes of each tree of each distinct model."""
+        held = folds(len(x), HELD_OUT, self.seed) == 0
+        error = np.zeros(self.trees + 1)
+        grown: list[list[Any]] = []
+        for count, deviation in zip(table.count.T, table.deviation.T, strict=True):
+            rest, out = np.flatnonzero((count > 0) & ~held), np.flatnonzero((count > 0) & held)
+            if len(rest) < LEAST_QUERIES or not np.ptp(deviation[rest]) > 0:
+                grown.append([])
+                continue
+            # Repeated rather than weighed: scikit-learn bins weighted rows in slow ways.
+            often = np.repeat(rest, count[rest].astype(np.int64))
+            trees = self._boost(x[often], deviation[often])
+            grown.append(trees)
+            steps = planted([[tree] for tree in trees], [1.0] * len(trees)).predict(x[out])
+            sums = np.cumsum(np.pad(steps, ((0, 0), (1, 0))), axis=1)
+            error += (count[out, None] * (deviation[out, None] - sums) ** 2).sum(axis=0)
+        return [trees[: int(error.argmin())] for trees in grown]
+
+    def _boost(self, x: Array, y: Array) -> list[Any]:
+        """The nodes of each tree."""
         from sklearn.ensemble import HistGradientBoostingRegressor
 
-        known = table.count[:, at] > 0
-        deviation, weight = table.deviation[known, at], table.count[known, at]
-        if known.sum() < LEAST_QUERIES or not np.ptp(deviation) > 0:
-            return []
         booster = HistGradientBoostingRegressor(
             learning_rate=self.rate,
             max_iter=self.trees,
@@ -115,17 +129,13 @@ class GradientBoosting:
             l2_regularization=5.0,
             max_features=0.3,
             max_bins=63,
-            early_stopping=True,
-            validation_fraction=0.15,
-            n_iter_no_change=15,
+            early_stopping=False,
             random_state=self.seed,
-        ).fit(x[known], deviation, sample_weight=weight)
+        ).fit(x, y)
         # scikit-learn has no public way to read these trees; the next lines make sure of them.
         trees = [predictors[0].nodes for predictors in booster._predictors]
-        some = x[known][:32]
-        flat = planted([trees], [1.0]).predict(some)[:, 0]
-        offset = booster.predict(some) - flat
+        some = x[:32]
+        offset = booster.predict(some) - planted([trees], [1.0]).predict(some)[:, 0]
         if not np.ptp(offset) < 1e-9:
             raise RuntimeError("this version of scikit-learn keeps its trees in another way")
-        best = int(np.argmax(booster.validation_score_))  # scores start before the first tree
-        return trees[:best]
+        return trees

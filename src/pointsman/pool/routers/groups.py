@@ -52,7 +52,7 @@ class Groups:
         return rest
 
     def best_strength(self, strengths: Sequence[float] = STRENGTHS) -> tuple[float, float]:
-        """The strength of least error on queries left out, the greatest of equals, and its error."""
+        """Strength of least error on queries left out, the greatest of equals; and its error."""
         errors = [(self.table.error(self.left_out(strength)), -strength) for strength in strengths]
         error, strength = min(errors)
         return -strength, error

@@ -60,7 +60,7 @@ class KMeans:
             strength, error = groups.best_strength()
             found.append((error, count, means, groups.effect(strength)))
         _, _, self.means_, effect = min(found, key=lambda each: each[:2])
-        self.table_ = (table.mean + effect)[:, table.model]
+        self.table_ = (table.mean + table.trust() * effect)[:, table.model]
         self.costs_ = Costs().fit(features, cost)
         return self
 
@@ -88,13 +88,14 @@ class KMeans:
 def _means(unit: npt.NDArray[np.float32], count: int, seed: int) -> Array:
     """(C, D) centres of the clusters."""
     from sklearn.cluster import KMeans as Clustering
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     if unit.shape[1] == 0 or len(np.unique(unit, axis=0)) <= count:
         return np.unique(unit, axis=0).astype(np.float64)
     with threadpool_limits(1):  # threads add up their parts in any order
         clustering = Clustering(count, n_init=1, max_iter=50, random_state=seed).fit(unit)
-    return clustering.cluster_centers_.astype(np.float64)
+    means: Array = clustering.cluster_centers_.astype(np.float64)
+    return means
 
 
 def _nearest(unit: npt.NDArray[np.float32], means: Array) -> Indices:

@@ -17,8 +17,8 @@ from pointsman.pool.routers.state import check_width, costs_of, written
 from pointsman.pool.routers.table import tabulate
 from pointsman.pool.saving import Arrays, Plain
 
-MOST_STEPS = 200
-PRECISION = 1e-4  # of the gradient's largest part, in queries
+MOST_STEPS, MOST_PRODUCTS, HALVINGS = 30, 60, 12
+PRECISION = 1e-3  # of the gradient's largest part, in queries
 
 
 class Linear:
@@ -50,17 +50,13 @@ class Linear:
         if not self.penalty > 0:
             raise InputError(f"the penalty must be positive, got {self.penalty}")
         table = tabulate(features, quality)
-        target = table.deviation + table.mean
+        target = np.clip(table.deviation + table.mean, 0.0, 1.0)  # but for rounding
         matrix = _matrix(table.features)
-        columns = [
-            _regress(matrix, target[:, at], table.count[:, at], self.penalty)
-            for at in range(len(table.mean))
-        ]
-        weights, intercept = (np.stack(part) for part in zip(*columns, strict=True))
-        weights, self.intercept_ = weights[table.model], intercept[table.model]
-        size = matrix.shape[1] - features.dense.shape[1]
-        self.sparse_ = np.ascontiguousarray(weights[:, :size].T, dtype=np.float32)
-        self.dense_ = weights[:, size:]
+        weights = _Regressions(matrix, target, table.count, self.penalty).solve()[:, table.model]
+        size = matrix.shape[1] - features.dense.shape[1] - 1
+        self.sparse_ = np.ascontiguousarray(weights[:size], dtype=np.float32)
+        self.dense_ = np.ascontiguousarray(weights[size:-1].T)
+        self.intercept_ = weights[-1]
         self.costs_ = Costs().fit(features, cost)
         return self
 
@@ -91,39 +87,89 @@ class Linear:
 
 
 def _matrix(features: Features) -> Any:
-    """(U, V + D) sparse and dense features side by side."""
+    """(U, V + D + 1) sparse and dense features side by side, and a one for the intercept."""
     from scipy.sparse import csr_matrix, hstack
 
-    dense = csr_matrix(features.dense.astype(np.float64))
+    ones = np.ones((len(features), 1))
+    dense = csr_matrix(np.concatenate([features.dense.astype(np.float64), ones], axis=1))
     if features.sparse is None:
         return dense
     return hstack([features.sparse.astype(np.float64), dense], format="csr")
 
 
-def _regress(matrix_UF: Any, target: Array, count: Array, penalty: float) -> tuple[Array, float]:
-    """(F,) weights and the intercept of one model, from (U,) mean qualities of `count` calls."""
-    from scipy.optimize import minimize
+class _Regressions:
+    """L logistic regressions on one matrix, solved side by side by Newton's method.
 
-    known = count > 0
-    matrix, y, times = matrix_UF[known], target[known], count[known]
-    mean = (times @ y + 0.5) / (times.sum() + 1.0)  # half a win and half a loss imagined
-    start = float(np.log(mean / (1 - mean)))
-    transposed = matrix.T.tocsr()
+    Each step is found by conjugate gradients, scaled by the diagonal, and halved where it would
+    lose; the regressions share the passes through the matrix and nothing else.
 
-    def loss(w: Array) -> tuple[float, Array]:
-        scores = matrix @ w[:-1] + (start + w[-1])
-        gap = times * (_sigmoid(scores) - y)
-        value = times @ (np.logaddexp(0.0, scores) - y * scores) + penalty / 2 * (w @ w)
-        return float(value), np.append(transposed @ gap, gap.sum()) + penalty * w
+    Args:
+        matrix_UF: features, the last of which is the intercept.
+        target_UL: mean qualities in [0, 1].
+        count_UL: calls behind each; 0: unknown.
+        penalty: of the squares of all weights.
+    """
 
-    found = minimize(
-        loss,
-        np.zeros(matrix.shape[1] + 1),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": MOST_STEPS, "gtol": PRECISION, "ftol": 1e-10},
-    )
-    return found.x[:-1], start + float(found.x[-1])
+    def __init__(self, matrix_UF: Any, target_UL: Array, count_UL: Array, penalty: float) -> None:
+        self.matrix, self.transposed = matrix_UF, matrix_UF.T.tocsr()
+        self.squared = self.transposed.power(2)
+        self.target, self.count, self.penalty = target_UL, count_UL, penalty
+        wins = (count_UL * target_UL).sum(axis=0) + 0.5  # half a win and half a loss imagined
+        self.start = np.log(wins / (count_UL.sum(axis=0) + 1.0 - wins))
+
+    def solve(self) -> Array:
+        """(F, L) weights, the overall logit in the intercepts."""
+        w_FL = np.zeros((self.matrix.shape[1], self.target.shape[1]))
+        scores = np.tile(self.start, (len(self.target), 1))
+        value = self._loss(w_FL, scores)
+        for _ in range(MOST_STEPS):
+            chance = _sigmoid(scores)
+            gradient = self.transposed @ (self.count * (chance - self.target)) + self.penalty * w_FL
+            if np.abs(gradient).max() <= PRECISION:
+                break
+            step = self._step(self.count * chance * (1 - chance), gradient)
+            move = self.matrix @ step
+            size = np.ones(len(value))
+            for _ in range(HALVINGS):
+                lower = self._loss(w_FL + size * step, scores + size * move)
+                worse = lower > value
+                if not worse.any():
+                    break
+                size[worse] /= 2
+            size[lower > value] = 0.0  # as good as rounding allows
+            w_FL, scores = w_FL + size * step, scores + size * move
+            value = np.minimum(lower, value)
+        w_FL[-1] += self.start
+        return w_FL
+
+    def _loss(self, w_FL: Array, scores_UL: Array) -> Array:
+        entropy = np.logaddexp(0.0, scores_UL) - self.target * scores_UL
+        squares = np.square(w_FL).sum(axis=0)
+        loss: Array = (self.count * entropy).sum(axis=0) + self.penalty / 2 * squares
+        return loss
+
+    def _step(self, curvature_UL: Array, gradient_FL: Array) -> Array:
+        """Newton's step, to a part of the gradient that shrinks with it."""
+        scale = 1 / (self.squared @ curvature_UL + self.penalty)
+        step, rest = np.zeros_like(gradient_FL), -gradient_FL
+        along = ready = scale * rest
+        power = (rest * ready).sum(axis=0)
+        enough = power * np.minimum(0.1, np.sqrt(power / len(self.target))) ** 2
+        for _ in range(MOST_PRODUCTS):
+            bent = self.transposed @ (curvature_UL * (self.matrix @ along)) + self.penalty * along
+            size = _ratio(power, (along * bent).sum(axis=0)) * (power > enough)
+            step, rest = step + size * along, rest - size * bent
+            ready = scale * rest
+            before, power = power, np.where(size > 0, (rest * ready).sum(axis=0), 0.0)
+            if (power <= enough).all():
+                break
+            along = ready + _ratio(power, before) * along
+        return step
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    ratio: Array = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return ratio
 
 
 def _sigmoid(scores: Array) -> Array:

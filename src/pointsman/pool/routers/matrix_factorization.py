@@ -73,7 +73,8 @@ class MatrixFactorization:
         x = self.design_.transform(table.features)
         axes = _axes(x)
         factors, models = self._factors(x @ axes, table)
-        self.weights_ = np.ascontiguousarray((axes @ factors @ models.T).T)[table.model]
+        weights = table.trust()[:, None] * (models @ (axes @ factors).T)
+        self.weights_ = weights[table.model]
         self.embeddings_ = models[table.model]
         self.mean_ = table.mean[table.model]
         self.costs_ = Costs().fit(features, cost)

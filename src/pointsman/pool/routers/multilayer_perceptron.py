@@ -29,7 +29,6 @@ from pointsman.pool.saving import Arrays, Plain, inside, nested
 
 Weights = list[Array]  # A (D, H), a (H,), B (H, L)
 
-PRIOR = 20.0  # cells
 BATCH, MOST_EPOCHS, PATIENCE = 128, 60, 5
 RATE, DECAY = 3e-3, 0.05
 MOMENTUM, MEMORY = 0.9, 0.999
@@ -69,8 +68,7 @@ class MultilayerPerceptron:
         trained = [
             _train(x, table, part == at, self.hidden, self.seed + at) for at in range(self.members)
         ]
-        total = table.count.sum(axis=0)
-        share = total / (total + PRIOR) / self.members
+        share = table.trust() / self.members
         self.into_ = np.concatenate([weights[0] for weights in trained], axis=1).T.copy()
         self.bias_ = np.concatenate([weights[1] for weights in trained])
         out = np.concatenate([weights[2] for weights in trained]) * share
@@ -103,9 +101,7 @@ class MultilayerPerceptron:
         return self
 
 
-def _train(
-    x: Array, table: Table, held: npt.NDArray[np.bool_], hidden: int, seed: int
-) -> Weights:
+def _train(x: Array, table: Table, held: npt.NDArray[np.bool_], hidden: int, seed: int) -> Weights:
     """The weights of least error on the held-out part, those of the start included."""
     rng = np.random.default_rng(seed)
     d = x.shape[1]
@@ -116,7 +112,7 @@ def _train(
     ]
     rows = np.flatnonzero(~held)
     first, second = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
-    best, least, since, step = weights, table.error(np.zeros_like(table.count), held), 0, 0
+    best, least, since, step = weights, table.error(np.zeros_like(table.count[held]), held), 0, 0
     for _ in range(MOST_EPOCHS if len(rows) else 0):
         order = rng.permutation(rows)
         for start in range(0, len(order), BATCH):

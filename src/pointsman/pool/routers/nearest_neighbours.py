@@ -64,7 +64,7 @@ class NearestNeighbours:
         unit = directions(features, self.centre_)
         nothing = np.zeros(len(unit), dtype=np.float32)
         table = tabulate(Features(unit, None, nothing), quality)  # equal directions are one row
-        self.mean_, self.model_ = table.mean, table.model
+        self.mean_, self.model_, self.trust_ = table.mean, table.model, table.trust()
         self.deviation_ = np.ascontiguousarray((table.deviation * table.count).T)
         self.count_ = np.ascontiguousarray(table.count.T)
         self.index_ = _build(table.features.dense)
@@ -82,7 +82,7 @@ class NearestNeighbours:
             at = slice(start, start + step)
             sums, weight = self._sums(keys[at], distance[at], self.k_)
             expected[at] = (sums / (weight + self.strength_)).T
-        quality = (self.mean_ + expected)[:, self.model_]
+        quality = (self.mean_ + self.trust_ * expected)[:, self.model_]
         return Prediction(quality, self.costs_.predict(features))
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -91,6 +91,7 @@ class NearestNeighbours:
         learned = {
             "centre": self.centre_,
             "mean": self.mean_,
+            "trust": self.trust_,
             "model": self.model_,
             "deviation": self.deviation_,
             "count": self.count_,
@@ -107,6 +108,7 @@ class NearestNeighbours:
         self = cls(**plain["keywords"])
         self.k_, self.strength_ = plain["k"], plain["strength"]
         self.centre_, self.mean_ = np.asarray(arrays["centre"]), np.asarray(arrays["mean"])
+        self.trust_ = np.asarray(arrays["trust"])
         self.model_, self.count_ = np.asarray(arrays["model"]), np.asarray(arrays["count"])
         self.deviation_ = np.asarray(arrays["deviation"])
         self.index_ = Index.restore(arrays["index"].tobytes())
@@ -128,10 +130,9 @@ class NearestNeighbours:
 
     def _sums(self, keys: Indices, distance: Array, k: int) -> tuple[Array, Array]:
         """(L, N) weighted sums of deviations, and of cells, over the k nearest."""
-        if keys.shape[1] > k:
-            radius = distance[:, k : k + 1]
-        else:  # every known query is a neighbour: fade towards the opposite direction
-            radius = np.full((len(keys), 1), 2.0)
+        # Where every known query is a neighbour, weights fade towards the opposite direction.
+        beyond = np.full((len(keys), 1), 2.0)
+        radius = distance[:, k : k + 1] if keys.shape[1] > k else beyond
         near, distance = keys[:, :k], distance[:, :k]
         weight = np.maximum(1 - distance / np.maximum(radius, 1e-6), 0.0)
         weight = np.where(radius > 1e-6, weight, 0.0)
@@ -158,11 +159,11 @@ class NearestNeighbours:
 
 
 def _build(unit: npt.NDArray[np.float32]) -> Any:
-    from usearch.index import Index, MetricKind
+    from usearch.index import Index
 
     # Inner product of unit vectors; unlike the cosine it is defined at the centre, too. A row
     # without features gets one that says nothing.
-    index = Index(ndim=max(1, unit.shape[1]), metric=MetricKind.IP, dtype="f32")
+    index = Index(ndim=max(1, unit.shape[1]), metric="ip", dtype="f32")
     index.add(np.arange(len(unit)), _at_least_one(unit), threads=1)
     return index
 

@@ -24,7 +24,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pointsman.errors import InputError
 from pointsman.pool.features.features import Features
 from pointsman.pool.routers.arithmetic import dot
 from pointsman.pool.routers.costs import Costs
@@ -34,7 +33,7 @@ from pointsman.pool.routers.state import costs_of, written
 from pointsman.pool.routers.table import Array, Table, folds, tabulate
 from pointsman.pool.saving import Arrays, Plain, inside, nested
 
-PENALTIES = (1e5, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0)  # from stiff to loose
+PENALTIES = (1e8, 1e5, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0)  # from stiff to loose
 FOLDS, STEPS = 3, 60
 OVERALL = 1.0  # comparisons that keep an overall ability finite where a model always wins
 
@@ -62,7 +61,8 @@ class Pairwise:
         rest = table.deviation - (gap - _mean(gap, table.count))
         self.shared_ = _level(x, rest, table.count, self.seed)
         level = dot(x, self.shared_[None])
-        self.offset_ = table.mean + _mean(table.deviation - gap - level, table.count)
+        self.trust_ = table.trust()
+        self.offset_ = table.mean - self.trust_ * _mean(gap + level, table.count)
         self.model_ = table.model
         self.costs_ = Costs().fit(features, cost)
         return self
@@ -71,7 +71,7 @@ class Pairwise:
         """As `pointsman.pool.routers.router.Router` has it."""
         x = self.design_.transform(features)
         gap = _gaps(self.overall_ + dot(x, self.weights_))
-        quality = self.offset_ + gap + dot(x, self.shared_[None])
+        quality = self.offset_ + self.trust_ * (gap + dot(x, self.shared_[None]))
         return Prediction(quality[:, self.model_], self.costs_.predict(features))
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -82,6 +82,7 @@ class Pairwise:
             "weights": self.weights_,
             "shared": self.shared_,
             "offset": self.offset_,
+            "trust": self.trust_,
             "model": self.model_,
         }
         kept, learned = written({"seed": self.seed}, {**own, **arrays}, self.costs_)
@@ -94,7 +95,7 @@ class Pairwise:
         self.design_ = Design.from_state(plain["design"], inside("design", arrays))
         self.overall_, self.weights_ = np.asarray(arrays["overall"]), np.asarray(arrays["weights"])
         self.shared_, self.offset_ = np.asarray(arrays["shared"]), np.asarray(arrays["offset"])
-        self.model_ = np.asarray(arrays["model"])
+        self.model_, self.trust_ = np.asarray(arrays["model"]), np.asarray(arrays["trust"])
         self.costs_ = costs_of(plain, arrays)
         return self
 
@@ -150,7 +151,7 @@ def _loss(scores: Array, table: Table, rows: npt.NDArray[np.bool_]) -> tuple[flo
     count = table.count[rows]
     quality = table.deviation[rows] + table.mean
     among = 2.0 / np.maximum((count > 0).sum(axis=1, keepdims=True), 1)
-    slope, loss = np.zeros_like(scores), 0.0
+    slope, loss = np.zeros(scores.shape), 0.0
     for at in range(scores.shape[1] - 1):
         one, rest = slice(at, at + 1), slice(at + 1, None)
         gap = scores[:, one] - scores[:, rest]
@@ -182,7 +183,8 @@ def _level(x: Array, rest: Array, count: Array, seed: int) -> Array:
     shared = (count * rest).sum(axis=1) / weight
     part = folds(len(x), FOLDS, seed)
     held = [_moments(x, shared, weight, part == fold) for fold in range(int(part.max()) + 1)]
-    gram, cross = sum(g for g, _ in held), sum(c for _, c in held)
+    gram = np.sum([g for g, _ in held], axis=0)
+    cross = np.sum([c for _, c in held], axis=0)
     errors = []
     for penalty in PENALTIES:
         ridge = penalty * np.eye(x.shape[1])

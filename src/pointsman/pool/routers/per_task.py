@@ -32,7 +32,7 @@ class PerTask:
         self.tasks_ = task_names(table.features.task)
         row = task_rows(self.tasks_, table.features.task, len(table))
         groups = Groups(table, row, len(self.tasks_) + 1)
-        expected = table.mean + groups.effect(groups.best_strength()[0])
+        expected = table.mean + table.trust() * groups.effect(groups.best_strength()[0])
         expected[-1] = table.mean
         self.table_ = expected[:, table.model]
         self.costs_ = Costs(length=False).fit(features, cost)

@@ -40,7 +40,7 @@ class PromptLength:
         x = _logarithm(table.features)
         group, self.middle_ = _cut(x, max(1, min(self.bins, len(x) // 25)))
         groups = Groups(table, group, len(self.middle_))
-        expected = table.mean + groups.effect(groups.best_strength()[0])
+        expected = table.mean + table.trust() * groups.effect(groups.best_strength()[0])
         self.expected_ = expected[:, table.model]
         self.costs_ = Costs(task=False).fit(features, cost)
         return self

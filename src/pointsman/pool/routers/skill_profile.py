@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pointsman.errors import InputError
 from pointsman.pool.features.features import Features
+from pointsman.pool.routers.arithmetic import dot
 from pointsman.pool.routers.costs import Costs
 from pointsman.pool.routers.design import Design
 from pointsman.pool.routers.router import Prediction
@@ -30,6 +31,7 @@ from pointsman.pool.saving import Arrays, Plain, inside, nested
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)  # times the typical weight of a skill in a query
 STANDS_OUT = 1.0  # standard deviations along a direction
+ROWS_AT_ONCE = 256
 
 
 class SkillProfile:
@@ -62,7 +64,7 @@ class SkillProfile:
         skills = skills.multiply(common).tocsr()
         skills.eliminate_zeros()
         profile, stretch = _profile(skills, table)
-        profile = profile * stretch
+        profile = profile * stretch * table.trust()
         # A skill's own weight stands beside what it says, so that one product gives both.
         self.profile_ = np.column_stack([profile[:, table.model], common.astype(np.float64)])
         self.mean_ = table.mean[table.model]
@@ -71,11 +73,9 @@ class SkillProfile:
 
     def predict(self, features: Features) -> Prediction:
         """As `pointsman.pool.routers.router.Router` has it."""
-        said = np.asarray(self._skills(features) @ self.profile_)
+        said = self._said(features)
         weight = said[:, -1:]
-        average = np.divide(
-            said[:, :-1], weight, out=np.zeros_like(said[:, :-1]), where=weight > 0
-        )
+        average = np.divide(said[:, :-1], weight, out=np.zeros_like(said[:, :-1]), where=weight > 0)
         return Prediction(self.mean_ + average, self.costs_.predict(features))
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -98,15 +98,43 @@ class SkillProfile:
 
     def _skills(self, features: Features) -> Any:
         """(N, S) sparse, how much of each skill a query asks for; not negative."""
-        if self.words_:
-            found = 0 if features.sparse is None else features.sparse.shape[1]
-            check_width(found, self.words_)
-            return abs(features.sparse)
         from scipy.sparse import csr_matrix
 
+        if self.words_:
+            return abs(features.sparse.tocsr()).astype(np.float64)
+        return csr_matrix(self._directions(features))
+
+    def _directions(self, features: Features) -> Array:
+        """(N, S) how far a query stands out along each direction, one way and the other."""
         away = self.design_.transform(features) * self.deviates_
         both = np.concatenate([away, -away], axis=1)
-        return csr_matrix(np.maximum(both - STANDS_OUT, 0.0))
+        return np.maximum(both - STANDS_OUT, 0.0)
+
+    def _said(self, features: Features) -> Array:
+        """(N, M + 1) profiles weighed by the skills of each query, and their weight."""
+        if not self.words_:
+            return dot(self._directions(features), np.ascontiguousarray(self.profile_.T))
+        found = 0 if features.sparse is None else features.sparse.shape[1]
+        check_width(found, self.words_)
+        sparse = features.sparse.tocsr()
+        return _weighed(np.abs(sparse.data), sparse.indices, sparse.indptr, self.profile_)
+
+
+def _weighed(data: Any, indices: Any, start: Any, profile: Array) -> Array:
+    """(N, M + 1) rows of a sparse matrix times the profile, each summed by itself.
+
+    Scipy's product gives as much; for a single row its checks would take most of the time.
+    """
+    said = np.zeros((len(start) - 1, profile.shape[1]))
+    for first in range(0, len(said), ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, len(said))
+        part = slice(start[first], start[last])
+        each = data[part, None] * profile[indices[part]]
+        begin = start[first:last] - start[first]
+        some = np.flatnonzero(np.diff(start[first : last + 1]))
+        if len(some):
+            said[first + some] = np.add.reduceat(each, begin[some], axis=0)
+    return said
 
 
 def _spread(x: Array) -> Array:

@@ -17,6 +17,9 @@ import numpy.typing as npt
 from pointsman.errors import InputError
 from pointsman.pool.features.features import Features
 
+# Cells: a model with as many known keeps half of what is learned about its deviations.
+PRIOR = 20.0
+
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
@@ -47,6 +50,16 @@ class Table:
         """(L,) number of known cells of each model."""
         total: Array = self.count.sum(axis=0)
         return total
+
+    def trust(self) -> Array:
+        """(L,) how much of the deviations learned for a model to keep, by its known cells.
+
+        What is shared among models (a neighbourhood, a factor, a strength) is mostly chosen on
+        those with many cells; this holds for one with few, too.
+        """
+        total = self.total()
+        trust: Array = total / (total + PRIOR)
+        return trust
 
     def error(self, expected: Array, rows: npt.ArrayLike | None = None) -> float:
         """Sum over the known cells of the squared error of expected deviations.

@@ -85,7 +85,10 @@ def planted(forests: list[list[Any]], share: list[float]) -> Trees:
         forests: for each model its trees, as arrays of nodes (`TreePredictor.nodes`).
         share: for each model, what each of its leaves is multiplied by.
     """
-    nodes, roots, starts, depth, size = [], [], [], 1, 0
+    nodes: list[tuple[Any, ...]] = []
+    roots: list[int] = []
+    starts: list[int] = []
+    depth, size = 1, 0
     for trees, part in zip(forests, share, strict=True):
         starts.append(len(roots))
         for tree in trees or [_leaf()]:
@@ -109,7 +112,7 @@ def planted(forests: list[list[Any]], share: list[float]) -> Trees:
     )
 
 
-def _flat(tree: Any, offset: int, share: float) -> tuple[Any, Any, Any, Any, Any]:
+def _flat(tree: Any, offset: int, share: float) -> tuple[Any, ...]:
     leaf = tree["is_leaf"].astype(bool)
     here = np.arange(len(tree)) + offset
     return (

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from pointsman.pool import routers

@@ -11,7 +11,7 @@ Legend: N queries, M models, B candidate bounds, L models of one cascade.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,7 @@ def _ladder(rows: _Rows, lists: int) -> list[float]:
 
 def _tuned(rows: _Rows, models: tuple[int, ...], price: float) -> tuple[float, Cascade]:
     """The best bounds of a list at a price, and its mean value."""
-    pairs = list(zip(models, models[1:], strict=False))
+    pairs = list(pairwise(models))
     kept = [rows.quality[:, a].astype(np.float32) for a in models]
     paid = [(price * (rows.cost[:, a] + rows.judging[:, a])).astype(np.float32) for a in models]
     paid[-1] = (price * rows.cost[:, models[-1]]).astype(np.float32)
@@ -177,7 +177,7 @@ def _worth_a_look(rows: _Rows, found: Sequence[Cascade]) -> list[Cascade]:
 def _means(rows: _Rows, cascade: Cascade) -> tuple[float, float]:
     """Mean quality and mean cost of a cascade, judging included."""
     models = cascade.models
-    pairs = list(zip(models, models[1:], strict=False))
+    pairs = list(pairwise(models))
     chosen = [rows.bounds[pair].index(b) for pair, b in zip(pairs, cascade.bounds, strict=True)]
     here = np.ones(len(rows.quality))
     quality, cost = np.zeros(len(here)), np.zeros(len(here))

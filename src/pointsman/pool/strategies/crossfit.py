@@ -16,6 +16,7 @@ from pointsman.pool.log import Log
 from pointsman.pool.routers.router import Prediction
 
 FOLDS = 4
+ALL_FOLDS = 8_000  # rows; of longer logs one fold is enough to learn from, and only it is predicted
 
 
 def unseen(router: Any, log: Log, features: Features, folds: int = FOLDS) -> Prediction:
@@ -23,7 +24,8 @@ def unseen(router: Any, log: Log, features: Features, folds: int = FOLDS) -> Pre
 
     Equal queries share a fold, and the fold hangs on the text alone, so the order of the rows
     changes nothing. Where a fold's complement would leave a model without any score, its rows keep
-    the prediction of a router fitted on everything.
+    the prediction of a router fitted on everything. Of a long log only the first fold is predicted,
+    which takes one fit; its other rows are NaN.
 
     Args:
         router: copied for each fold.
@@ -32,8 +34,8 @@ def unseen(router: Any, log: Log, features: Features, folds: int = FOLDS) -> Pre
         folds: how many parts.
     """
     place = fold_of(log, folds)
-    quality, cost = np.zeros(log.quality.shape), np.zeros(log.cost.shape)
-    for fold in range(folds):
+    quality, cost = np.full(log.quality.shape, np.nan), np.full(log.cost.shape, np.nan)
+    for fold in range(folds if len(log) <= ALL_FOLDS else 1):
         mine, others = place == fold, place != fold
         if not mine.any():
             continue

@@ -17,7 +17,7 @@ and cascading are its special cases. Where ours departs:
 With no signal, or one that tells nothing, it is `BeforeCall` exactly; with a router that knows
 nothing of the query (`Constant`) and two models it is a cascade with one threshold.
 
-Legend: N queries, M models, A models that answered, J nodes.
+Legend: N queries, M models, A models that answered, B further models.
 """
 
 import copy
@@ -49,10 +49,11 @@ from pointsman.pool.strategies.taking import (
 )
 
 Array = npt.NDArray[np.float64]
-CANDIDATES = 48  # prices whose cost is looked at
+CANDIDATES = 56  # prices whose cost is looked at
 MOST_PRICES = 40
 ROWS = 2000  # held-out rows that the prices are spread over
 AT_ONCE = 4096  # queries decided together: memory is AT_ONCE * M * M
+SMALL = 1 << 14  # numbers that are worked on at once
 TOLERANCE = 1e-9  # judging must be worth more than this: rounding alone never buys a signal
 STOP, FINAL, JUDGE = 0, 1, 2
 
@@ -137,7 +138,7 @@ class RoutedCascade:
         if self.signal is None:
             grid = prices(prediction, least=0.0)
         else:
-            grid = prices(prediction, least=0.0, most=CANDIDATES)
+            grid = _with_ladder(prices(prediction, least=0.0, most=CANDIDATES // 2))
             some = np.unique(np.linspace(0, len(log) - 1, ROWS).round().astype(int))
             rows = log.take(some)
             before = Prediction(prediction.quality[some], prediction.cost[some])
@@ -165,8 +166,10 @@ class RoutedCascade:
             judge = move.act == JUDGE
             answered[rows[~judge]] = move.column[~judge]
             judged[rows[judge], move.column[judge]] = True
-            for m in np.unique(move.column[judge]):
-                waiting.append(((*asked, int(m)), rows[judge & (move.column == m)]))
+            waiting.extend(
+                ((*asked, int(m)), rows[judge & (move.column == m)])
+                for m in np.unique(move.column[judge])
+            )
         return taken(slots, answered, judged, models)
 
     def step(
@@ -177,9 +180,11 @@ class RoutedCascade:
     ) -> Step:
         """Stop with the best answer so far, or ask one more model."""
         price = float(parameter(setting, "price", self.name))
-        models = tuple(m for m, _ in asked)
-        values = [np.array([np.nan if s is None else s], dtype=np.float64) for _, s in asked]
-        move = self._decide(prediction, models, values, price)
+        told_by = dict(asked)  # a model that was asked again counts once, by its last signal
+        values = [
+            np.array([np.nan if s is None else s], dtype=np.float64) for s in told_by.values()
+        ]
+        move = self._decide(prediction, tuple(told_by), values, price)
         act, m = int(move.act[0]), int(move.column[0])
         if asked:
             told = "not known" if asked[-1][1] is None else f"{asked[-1][1]:.3g}"
@@ -231,20 +236,23 @@ class RoutedCascade:
         price: float,
     ) -> Array:
         """(N, M) value of asking a model and judging its answer; -inf where there is none."""
-        slope, nodes = self.beliefs_.moves(asked).slope, self.beliefs_.nodes_
+        _, _, open_, shifts = self.beliefs_.moves(asked)
         value = np.full(p.shape, -np.inf)
-        tells = free & (np.abs(slope).max(axis=1) > 0) & (np.abs(nodes).max(axis=1) > 0)
-        open_ = np.flatnonzero(tells)
         if len(open_) == 0:
             return value
         # (N, B, M): what each model is worth once b has answered, before b's signal is known
         worth = np.where(free, p - price * cost, p)[:, None, :].repeat(len(open_), axis=1)
         worth[:, np.arange(len(open_)), open_] = p[:, open_]
         expected = np.zeros((len(p), len(open_)))
-        for node in nodes[open_].T:
-            expected = expected + (worth + slope[open_] * node[:, None]).max(axis=2)
+        if worth.size * shifts.shape[2] <= SMALL:  # the same sums in the same order, in fewer calls
+            best = (worth[:, :, :, None] + shifts).max(axis=2)
+            for node in range(shifts.shape[2]):
+                expected += best[:, :, node]
+        else:
+            for node in range(shifts.shape[2]):
+                expected += (worth + shifts[:, :, node]).max(axis=2)
         spent = price * (cost[:, open_] + self.judging_[open_])
-        value[:, open_] = expected / nodes.shape[1] - spent
+        value[:, open_] = expected / shifts.shape[2] - spent
         return value
 
     def _spent(self, log: Log, prediction: Prediction, price: float) -> float:
@@ -272,3 +280,12 @@ class RoutedCascade:
         strategy.beliefs_ = Beliefs.from_state(plain["beliefs"], inside("beliefs", arrays))
         strategy.judging_ = np.asarray(arrays["judging"])
         return strategy
+
+
+def _with_ladder(grid: Sequence[float]) -> list[float]:
+    """The router's prices and a ladder around them: a signal moves what is expected beyond them."""
+    above = [price for price in grid if price > 0]
+    if not above:
+        return list(grid)
+    ladder = np.geomspace(above[0] / 30, above[-1] * 100, CANDIDATES // 2)
+    return sorted({*grid, *ladder.tolist()})

@@ -1,5 +1,6 @@
 """Where the gateway keeps its keys, its ledger and its served log: SQLite or PostgreSQL."""
 
+from pointsman.serve.store.opening import open_store
 from pointsman.serve.store.reading import read_served
 from pointsman.serve.store.records import (
     ANONYMOUS,
@@ -10,7 +11,7 @@ from pointsman.serve.store.records import (
     StoreError,
     Total,
 )
-from pointsman.serve.store.store import Store, open_store
+from pointsman.serve.store.store import Store
 
 __all__ = [
     "ANONYMOUS",

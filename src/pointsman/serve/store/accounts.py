@@ -1,6 +1,8 @@
 """Keys, totals and processes: the operations that people and the status page ask for."""
 
 import json
+import os
+import socket
 from typing import Any
 
 from pointsman.errors import InputError
@@ -120,7 +122,10 @@ def open_reservations() -> Steps[list[tuple[Reservation, str]]]:
 
 
 def differences() -> Steps[list[tuple[int, str]]]:
-    """Keys and periods whose totals are not the sums of their requests: never any."""
+    """Keys and periods whose totals are not the sums of their requests: never any.
+
+    Periods whose requests were pruned are not looked at: their totals are all that is kept.
+    """
     found = yield (
         """SELECT s.key_id, s.period FROM spending s LEFT JOIN (
             SELECT key_id, period, COUNT(*) AS requests,
@@ -128,12 +133,38 @@ def differences() -> Steps[list[tuple[int, str]]]:
                 SUM(CASE WHEN state = 0 THEN amount ELSE 0 END) AS reserved
             FROM ledger GROUP BY key_id, period
         ) l ON l.key_id = s.key_id AND l.period = s.period
-        WHERE s.settled <> COALESCE(l.settled, 0) OR s.reserved <> COALESCE(l.reserved, 0)
-            OR s.requests <> COALESCE(l.requests, 0)
+        WHERE s.pruned = 0 AND (s.settled <> COALESCE(l.settled, 0)
+            OR s.reserved <> COALESCE(l.reserved, 0)
+            OR s.requests <> COALESCE(l.requests, 0))
         ORDER BY s.key_id, s.period""",
         (),
     )
     return [(key, period) for key, period in found]
+
+
+PRUNED = 2000  # at once, so that nobody waits long
+_OLD = f"FROM ledger WHERE state <> 0 AND ended_at < ? ORDER BY request LIMIT {PRUNED}"
+_OLD_ROWS = f"FROM served WHERE time < ? ORDER BY time, id LIMIT {PRUNED}"
+
+
+def prune(before: float) -> Steps[tuple[int, int]]:
+    """Drop `PRUNED` requests that ended before a moment, of the ledger and of the served log.
+
+    Totals stay as they are, and so does what is set aside.
+
+    Returns:
+        How many were dropped of each.
+    """
+    yield (
+        "UPDATE spending SET pruned = 1 WHERE (key_id, period) IN"
+        f" (SELECT key_id, period FROM (SELECT key_id, period, request {_OLD}) old)",
+        (before,),
+    )
+    entries = yield f"SELECT COUNT(*) FROM (SELECT request {_OLD}) old", (before,)
+    yield f"DELETE FROM ledger WHERE request IN (SELECT request {_OLD})", (before,)
+    rows = yield f"SELECT COUNT(*) FROM (SELECT id {_OLD_ROWS}) old", (before,)
+    yield f"DELETE FROM served WHERE id IN (SELECT id {_OLD_ROWS})", (before,)
+    return entries[0][0], rows[0][0]
 
 
 _PROCESS = "id, name, started, beat, ended, state, metrics"
@@ -143,6 +174,9 @@ def processes() -> Steps[list[Process]]:
     """Those that use the store or have used it, oldest first."""
     found = yield f"SELECT {_PROCESS} FROM processes ORDER BY started, id", ()
     return [Process(*cells) for cells in found]
+
+
+SILENT = 30.0  # seconds without a sign of life after which a process counts as dead
 
 
 def beat(process: Process) -> Steps[None]:
@@ -170,3 +204,19 @@ def forget_processes(before: float) -> Steps[None]:
         " (SELECT 1 FROM ledger l WHERE l.process = processes.id AND l.state = 0)",
         (before,),
     )
+
+
+def lives(process: Process, now: float) -> bool:
+    """Whether a process is there: it has not ended, was heard of lately, and runs if it is here."""
+    if process.ended is not None or now - process.beat > SILENT:
+        return False
+    host, _, number = process.name.rpartition(":")
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs as somebody else
+        return True
+    return True

@@ -163,14 +163,25 @@ def log_served(row: Row) -> Steps[None]:
     yield _SERVE, tuple(_cell(row.get(column)) for column in SERVED)
 
 
-def feedback(request: str, quality: float, key: int | None) -> Steps[Row | None]:
+def feedback(request: str, quality: float, key: int | None, now: float) -> Steps[Row | None]:
     """Write the quality of a served answer, the last word counts; None if it is not there."""
     whose, args = ("", ()) if key is None else (" AND key = ?", (key,))
     found = yield (
-        f"UPDATE served SET quality = ? WHERE id = ?{whose} RETURNING {', '.join(SERVED)}",
-        (quality, request, *args),
+        f"UPDATE served SET quality = ?, judged = ? WHERE id = ?{whose}"
+        f" RETURNING {', '.join(SERVED)}",
+        (quality, now, request, *args),
     )
     return served_row(found[0]) if found else None
+
+
+def judged(after: float, most: int) -> Steps[list[tuple[float, Row]]]:
+    """Rows with feedback that came after a moment, in the order in which it came."""
+    found = yield (
+        f"SELECT judged, {', '.join(SERVED)} FROM served WHERE judged > ?"
+        f" ORDER BY judged, id LIMIT {most:d}",
+        (after,),
+    )
+    return [(cells[0], served_row(cells[1:])) for cells in found]
 
 
 def served(request: str) -> Steps[Row | None]:

@@ -69,22 +69,21 @@ class PostgreSQL:
         If the connection is lost it is made anew and the operations run once more, those with
         `again` set, since nobody knows whether the lost transaction was committed.
         """
-        import psycopg
+        from psycopg.errors import LockNotAvailable
 
-        try:
-            return self._together(operations)
-        except psycopg.OperationalError as error:
-            if self._connection is not None and not self._connection.closed:
-                return self._each(operations, error)
-        except Exception as error:
-            return self._each(operations, error)
-        for operation in operations:
-            operation.again = True
-        try:
-            self._connect()
-            return self._together(operations)
-        except Exception as error:
-            return self._each(operations, error)
+        for _ in range(2):
+            try:
+                return self._together(operations)
+            except Exception as error:
+                failed, locked = _in_words(error), isinstance(error, LockNotAvailable)
+            if self._rolled_back():
+                if len(operations) == 1 or locked:
+                    break
+                # Each for itself, so that only what fails by itself fails.
+                return [self.run([operation])[0] for operation in operations]
+            for operation in operations:
+                operation.again = True
+        return [failed] * len(operations)
 
     def close(self) -> None:
         """Disconnect."""
@@ -103,19 +102,24 @@ class PostgreSQL:
             prepare_threshold=1,
             connect_timeout=PATIENCE,
             application_name="pointsman",
+            keepalives_idle=PATIENCE,  # a server that is cut off must be noticed
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=PATIENCE * 2000,
         )
         self._connection.execute("SET search_path = pointsman")
         self._connection.execute(f"SET lock_timeout = '{PATIENCE}s'")
 
-    def _each(self, operations: list[Operation], error: Exception) -> list[Any]:
-        """Each for itself, so that only what fails by itself fails."""
-        if self._connection is None or self._connection.closed:
-            return [_in_words(error)] * len(operations)
-        with suppress(Exception):
+    def _rolled_back(self) -> bool:
+        """Whether the connection is there still and out of its transaction; else it is closed."""
+        if self._connection is None:
+            return False
+        try:
             self._connection.execute("ROLLBACK")
-        if len(operations) == 1:
-            return [_in_words(error)]
-        return [self.run([operation])[0] for operation in operations]
+        except Exception:
+            self.close()
+            return False
+        return True
 
     def _together(self, operations: list[Operation]) -> list[Any]:
         """Run operations in one transaction.
@@ -123,7 +127,7 @@ class PostgreSQL:
         Raises:
             psycopg.Error: and nothing was done, unless it came with the loss of the connection.
         """
-        if self._connection is None or self._connection.closed:
+        if self._connection is None:
             self._connect()
         assert self._connection is not None
         keys = sorted({key for operation in operations for key in operation.keys})

@@ -6,10 +6,10 @@ from contextlib import closing
 from urllib.parse import quote, urlsplit
 
 from pointsman.errors import InputError
+from pointsman.serve.store.opening import sqlite_path
 from pointsman.serve.store.operations import served_row
 from pointsman.serve.store.records import SERVED, Row, StoreError
 from pointsman.serve.store.schema import APPLICATION
-from pointsman.serve.store.store import sqlite_path
 
 _SERVED = f"SELECT {', '.join(SERVED)} FROM served WHERE time >= "
 

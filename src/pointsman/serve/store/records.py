@@ -1,10 +1,11 @@
 """What the store hands out: keys, reservations, totals and served requests."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from pointsman.errors import PointsmanError
-from pointsman.serve.store.money import Period
+from pointsman.errors import InputError, PointsmanError
+from pointsman.serve.store.money import PERIODS, Period
 
 ANONYMOUS = 0  # the key of requests without one, on a server that asks for none
 
@@ -34,6 +35,9 @@ the text is logged; `task` or None; `point` of the policy; `model` that was chos
 probability; `predicted_quality`; `predicted_cost` and `cost` in US$; `latency` in seconds;
 `quality`, None until there is feedback.
 """
+
+
+NEEDED = ("id", "time", "key", "model")  # columns that every row has
 
 
 class StoreError(PointsmanError):
@@ -111,3 +115,33 @@ class Process:
     ended: float | None
     state: str
     metrics: str
+
+
+def check_key(key: Key) -> None:
+    """Whether a key can be written down.
+
+    Raises:
+        InputError: see `Store.add_key`.
+    """
+    if not key.name or not key.name.isprintable() or len(key.name) > 200:
+        raise InputError(f"a key's name must be 1 to 200 characters that print, got {key.name!r}")
+    if key.period not in PERIODS:
+        raise InputError(f"a period must be one of {', '.join(PERIODS)}, got {key.period!r}")
+    rate = key.rate_per_minute
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise InputError(f"a rate must be a positive number of requests per minute, got {rate}")
+
+
+def check_row(row: Row) -> None:
+    """Whether a row can go into the served log.
+
+    Raises:
+        InputError: see `Store.serve_log`.
+    """
+    unknown = [name for name in row if name not in SERVED]
+    missing = [name for name in NEEDED if row.get(name) is None]
+    if unknown or missing:
+        raise InputError(
+            f"a served row has the columns {', '.join(SERVED)} and needs {', '.join(NEEDED)};"
+            f" unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
+        )

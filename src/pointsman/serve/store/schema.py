@@ -31,6 +31,7 @@ _FIRST = (
         settled BIGINT NOT NULL,
         reserved BIGINT NOT NULL,
         requests BIGINT NOT NULL,
+        pruned SMALLINT NOT NULL DEFAULT 0,
         PRIMARY KEY (key_id, period)
     )""",
     """CREATE TABLE ledger (
@@ -44,6 +45,7 @@ _FIRST = (
         reserved_at DOUBLE PRECISION NOT NULL,
         ended_at DOUBLE PRECISION
     )""",
+    "CREATE INDEX ledger_open ON ledger (reserved_at) WHERE state = 0",
     """CREATE TABLE rates (
         key_id BIGINT PRIMARY KEY,
         full_at DOUBLE PRECISION NOT NULL
@@ -71,9 +73,11 @@ _FIRST = (
         predicted_cost DOUBLE PRECISION,
         cost DOUBLE PRECISION,
         latency DOUBLE PRECISION,
-        quality DOUBLE PRECISION
+        quality DOUBLE PRECISION,
+        judged DOUBLE PRECISION
     )""",
     "CREATE INDEX served_time ON served (time)",
+    "CREATE INDEX served_judged ON served (judged) WHERE judged IS NOT NULL",
 )
 
 STEPS: tuple[tuple[str, ...], ...] = (_FIRST,)

@@ -61,17 +61,19 @@ class SQLite:
     def run(self, operations: list[Operation]) -> list[Any]:
         """Run operations in one transaction: see `Engine`."""
         try:
-            self._execute("BEGIN IMMEDIATE")
+            reads = all(operation.reads for operation in operations)
+            self._execute("BEGIN" if reads else "BEGIN IMMEDIATE")
             results = [self._one(operation.steps) for operation in operations]
             self._execute("COMMIT")
         except Exception as error:
             with suppress(sqlite3.Error):
                 self._execute("ROLLBACK")
-            if len(operations) > 1:  # each for itself, so that only what fails by itself fails
+            locked = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if len(operations) > 1 and not locked:  # only what fails by itself is to fail
                 return [self.run([operation])[0] for operation in operations]
             if isinstance(error, sqlite3.Error):
-                return [_in_words(error, self.path or "the store in memory")]
-            return [error]
+                error = _in_words(error, self.path or "the store in memory")
+            return [error] * len(operations)
         return results
 
     def close(self) -> None:

@@ -9,28 +9,25 @@ Example:
     await store.close()
 """
 
-import math
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from pointsman.errors import InputError
 from pointsman.serve.store import accounts, operations
-from pointsman.serve.store.money import PERIODS, dollars, nano, period_label
+from pointsman.serve.store.money import dollars, nano, period_label
 from pointsman.serve.store.records import (
-    SERVED,
     Key,
     Process,
     Reservation,
     Row,
     Total,
+    check_key,
+    check_row,
 )
-from pointsman.serve.store.sqlite import SQLite
 from pointsman.serve.store.writer import Engine, Operation, Writer
 
 T = TypeVar("T")
@@ -38,74 +35,7 @@ T = TypeVar("T")
 FRESH = 2.0  # seconds for which a key, or that there is none, is remembered
 REMEMBERED = 10_000  # hashes at most: guesses must not fill the memory
 BEAT = 5.0  # seconds between two signs of life
-SILENT = 30.0  # seconds without one after which a process counts as dead
 FORGET = 86400.0  # seconds after which a dead process that owes nothing is forgotten
-
-
-async def open_store(
-    url: str, *, create: bool = True, clock: Callable[[], float] = time.time
-) -> "Store":
-    """Open a store, making it if it is not there.
-
-    Args:
-        url: "sqlite:///relative.db", "sqlite:////absolute/path.db" (with `?synchronous=full` to
-            outlive a loss of power), "postgresql://user@host/database", or "memory:", which ends
-            with the process.
-        create: make a SQLite file that is not there.
-        clock: seconds since 1970.
-
-    Raises:
-        InputError: no such kind of URL, no store of ours, one that is damaged or of a newer
-            version, or none at all with `create` off.
-        StoreError: it cannot be reached or written.
-    """
-    store = Store(_engine(url, create), clock)
-    await store.open()
-    return store
-
-
-def _engine(url: str, create: bool) -> Engine:
-    """The database that a URL names."""
-    parts = urlsplit(url)
-    if parts.scheme in ("postgresql", "postgres"):
-        from pointsman.serve.store.postgres import PostgreSQL
-
-        return PostgreSQL(url)
-    if url == "memory:":
-        return SQLite(None)
-    path = sqlite_path(url)
-    options = parse_qs(parts.query, keep_blank_values=True)
-    synchronous = options.pop("synchronous", ["normal"])[-1]
-    if options or synchronous not in ("normal", "full"):
-        raise InputError(
-            f"sqlite knows only ?synchronous=normal or full, got {parts.query!r}: leave it out"
-        )
-    if not create and not path.exists():
-        raise InputError(
-            f"there is no store at {path}: the gateway makes one, and so does keys add"
-        )
-    return SQLite(path, full=synchronous == "full")
-
-
-def sqlite_path(url: str) -> Path:
-    """The file that a URL names: sqlite:///relative.db or sqlite:////absolute/path.db.
-
-    Raises:
-        InputError: it is no such URL.
-    """
-    parts = urlsplit(url)
-    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2 or parts.fragment:
-        raise InputError(
-            "the store must be sqlite:///PATH, postgresql://USER@HOST/DATABASE or memory:,"
-            f" got {_without_password(url)!r}"
-        )
-    return Path(unquote(parts.path[1:]))
-
-
-def _without_password(url: str) -> str:
-    before, at, after = url.rpartition("@")
-    scheme, slashes, user = before.partition("://")
-    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{after}" if at else url
 
 
 class Store:
@@ -132,7 +62,7 @@ class Store:
     async def open(self) -> None:
         """Connect; `open_store` does this."""
         await self._writer.open()
-        await self._ask(lambda: accounts.forget_processes(self.clock() - FORGET))
+        await self._write(lambda: accounts.forget_processes(self.clock() - FORGET))
 
     async def close(self) -> None:
         """Finish what waits, and close; what is still reserved is in doubt from now on."""
@@ -153,7 +83,7 @@ class Store:
         known = self._hashes.get(hashed)
         if known is not None and known[0] > now:
             return known[1]
-        found = await self._ask(lambda: accounts.find_key(hashed))
+        found = await self._read(lambda: accounts.find_key(hashed))
         if len(self._hashes) >= REMEMBERED:
             self._hashes.clear()
         self._hashes[hashed] = (now + FRESH, found)
@@ -168,9 +98,9 @@ class Store:
             InputError: a name that is empty, does not print, or is in use; a period that is none;
                 a budget or a rate that is not a positive number.
         """
-        _check_key(key)
+        check_key(key)
         budget = None if key.budget is None else nano(key.budget, "a budget")
-        made = await self._ask(lambda: accounts.add_key(key, hashed, budget))
+        made = await self._write(lambda: accounts.add_key(key, hashed, budget))
         self._hashes.pop(hashed, None)
         return made
 
@@ -180,13 +110,13 @@ class Store:
         Raises:
             InputError: no such key is in use.
         """
-        gone = await self._ask(lambda: accounts.revoke_key(which, self.clock()))
+        gone = await self._write(lambda: accounts.revoke_key(which, self.clock()))
         self._hashes.clear()
         return gone
 
     async def keys(self) -> list[Key]:
         """Every key that ever was, revoked ones too, in order of age."""
-        return await self._ask(accounts.keys)
+        return await self._read(accounts.keys)
 
     # Budgets
 
@@ -248,7 +178,7 @@ class Store:
         """
         amount = nano(cost, "a cost")
         if row is not None:
-            _check_row(row)
+            check_row(row)
 
         def steps() -> operations.Steps[bool]:
             return operations.settle(request_id, amount, self.clock(), row, releasing)
@@ -263,7 +193,7 @@ class Store:
     async def spent(self, key_id: int) -> tuple[float, float]:
         """US$ that the key settled, and has set aside, in its present period."""
         period = period_label((await self._key(key_id)).period, self.clock())
-        settled, reserved = await self._ask(lambda: operations.spent(key_id, period))
+        settled, reserved = await self._read(lambda: operations.spent(key_id, period))
         return dollars(settled), dollars(reserved)
 
     async def allow(self, key_id: int, cost: float = 1) -> tuple[bool, float]:
@@ -291,8 +221,8 @@ class Store:
         Raises:
             InputError: an unknown column, or one of id, time, key and model is missing.
         """
-        _check_row(row)
-        await self._ask(lambda: operations.log_served(row))
+        check_row(row)
+        await self._write(lambda: operations.log_served(row))
 
     async def feedback(
         self, request_id: str, quality: float, key_id: int | None = None
@@ -312,21 +242,31 @@ class Store:
         """
         if not 0 <= quality <= 1:
             raise InputError(f"a quality must be from 0 to 1, got {quality}")
-        return await self._ask(lambda: operations.feedback(request_id, float(quality), key_id))
+        return await self._write(
+            lambda: operations.feedback(request_id, float(quality), key_id, self.clock())
+        )
+
+    async def judged(self, after: float, most: int = 1000) -> list[tuple[float, Row]]:
+        """Feedback of all processes since a moment, so that each may watch all of it.
+
+        Returns:
+            Moments at which it came and the rows that it is about, oldest first, `most` at once.
+        """
+        return await self._read(lambda: operations.judged(after, most))
 
     async def served(self, request_id: str) -> Row | None:
         """The row of a request in the served log, or None."""
-        return await self._ask(lambda: operations.served(request_id))
+        return await self._read(lambda: operations.served(request_id))
 
     # What people look at
 
     async def totals(self) -> list[Total]:
         """What every key spent in every period."""
-        return await self._ask(accounts.totals)
+        return await self._read(accounts.totals)
 
     async def reservations(self) -> list[Reservation]:
         """Everything that is set aside, oldest first, with what is in doubt marked."""
-        found = await self._ask(accounts.open_reservations)
+        found = await self._read(accounts.open_reservations)
         living = {process.id for process in await self.processes()}
         return [
             Reservation(r.request, r.key, r.amount, r.since, r.process, process not in living)
@@ -336,11 +276,26 @@ class Store:
     async def processes(self) -> list[Process]:
         """The processes that use the store now."""
         now = self.clock()
-        return [p for p in await self._ask(accounts.processes) if _lives(p, now)]
+        return [p for p in await self._read(accounts.processes) if accounts.lives(p, now)]
 
     async def check(self) -> list[tuple[int, str]]:
         """Keys and periods whose totals differ from the sums of their requests: none, ever."""
-        return await self._ask(accounts.differences)
+        return await self._read(accounts.differences)
+
+    async def prune(self, before: float) -> tuple[int, int]:
+        """Drop what ended before a moment (seconds since 1970), so that the store does not grow.
+
+        Totals and what is set aside stay; a request that is gone can be settled no more.
+
+        Returns:
+            How many requests of the ledger, and rows of the served log, were dropped.
+        """
+        entries = rows = 0
+        while True:
+            some, more = await self._write(lambda: accounts.prune(before))
+            entries, rows = entries + some, rows + more
+            if not some and not more:
+                return entries, rows
 
     def publish(self, state: str, metrics: str) -> None:
         """Texts that other processes may read of this one, from the next sign of life on."""
@@ -353,13 +308,17 @@ class Store:
     async def _key(self, key_id: int) -> Key:
         known = self._keys.get(key_id)
         if known is None:
-            known = await self._ask(lambda: accounts.key_of(key_id))
+            known = await self._read(lambda: accounts.key_of(key_id))
             if known is None:
                 raise InputError(f"the store has no key of id {key_id}")
             self._keys[key_id] = known  # its limits and its period never change
         return known
 
-    async def _ask(self, steps: Callable[[], operations.Steps[T]]) -> T:
+    async def _read(self, steps: Callable[[], operations.Steps[T]]) -> T:
+        result: T = await self._writer.submit(Operation(steps, reads=True))
+        return result
+
+    async def _write(self, steps: Callable[[], operations.Steps[T]]) -> T:
         result: T = await self._writer.submit(Operation(steps))
         return result
 
@@ -370,39 +329,3 @@ class Store:
         me, (state, metrics) = self.process, self._published
         process = Process(me.id, me.name, me.started, self.clock(), ended, state, metrics)
         return Operation(lambda: accounts.beat(process))
-
-
-def _lives(process: Process, now: float) -> bool:
-    """Whether a process is there: it has not ended, was heard of lately, and runs if it is here."""
-    if process.ended is not None or now - process.beat > SILENT:
-        return False
-    host, _, number = process.name.rpartition(":")
-    if host != socket.gethostname():
-        return True
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it runs as somebody else
-        return True
-    return True
-
-
-def _check_key(key: Key) -> None:
-    if not key.name or not key.name.isprintable() or len(key.name) > 200:
-        raise InputError(f"a key's name must be 1 to 200 characters that print, got {key.name!r}")
-    if key.period not in PERIODS:
-        raise InputError(f"a period must be one of {', '.join(PERIODS)}, got {key.period!r}")
-    rate = key.rate_per_minute
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise InputError(f"a rate must be a positive number of requests per minute, got {rate}")
-
-
-def _check_row(row: Row, needed: Iterable[str] = ("id", "time", "key", "model")) -> None:
-    unknown = [name for name in row if name not in SERVED]
-    missing = [name for name in needed if row.get(name) is None]
-    if unknown or missing:
-        raise InputError(
-            f"a served row has the columns {', '.join(SERVED)} and needs {', '.join(needed)};"
-            f" unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
-        )

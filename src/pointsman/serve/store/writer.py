@@ -44,13 +44,14 @@ class Operation:
         steps: makes the steps, anew if the transaction has to be run again.
         keys: ids of the keys whose totals it changes, which an engine may lock.
         requests: ids of the requests that it changes: what concerns one request runs in order.
+        reads: it writes nothing, so that it need not keep others from writing.
         unwanted: called with the result, in the event loop, if nobody waits for it any more.
 
     Attributes:
         again: whether it may have been done already, in a transaction whose end nobody knows.
     """
 
-    __slots__ = ("again", "future", "keys", "requests", "steps", "unwanted")
+    __slots__ = ("again", "future", "keys", "reads", "requests", "steps", "unwanted")
 
     def __init__(
         self,
@@ -58,11 +59,13 @@ class Operation:
         keys: tuple[int, ...] = (),
         requests: tuple[str, ...] = (),
         unwanted: Callable[[Any], None] | None = None,
+        reads: bool = False,
     ) -> None:
         self.steps = steps
         self.keys = keys
         self.requests = requests
         self.unwanted = unwanted
+        self.reads = reads
         self.again = False
         self.future: asyncio.Future[Any] | None = None
 

@@ -1,0 +1,1 @@
+"""Small worlds in which systems of the model level are tried."""
