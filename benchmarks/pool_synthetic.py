@@ -1,6 +1,7 @@
 """Which router finds what there is to find, in worlds whose truth is known: prints two tables.
 
     python benchmarks/pool_synthetic.py [--models 10] [--queries 2000] [--seeds 1]
+    python benchmarks/pool_synthetic.py --false-alarms 100
 
 Every router is fitted on the same drawn log and decides fresh queries at five prices of a US$, by
 its predicted quality less the price times its predicted cost. Its choices are valued by the true
@@ -13,7 +14,10 @@ The second table is of the world whose answers come with signals. Strategies tha
 valued by what they reached on the fresh queries, the judge's cost included, at the setting that was
 best on 1,000 other ones; on the same scale, so that more than 100 is possible.
 
-Takes under two minutes on one core.
+Takes about two minutes of one core.
+
+With --false-alarms it draws so many small logs in which nothing can be learned instead, and counts
+on how many of them `pointsman compare`'s verdict says that routing pays (its quick routers only).
 """
 
 import argparse
@@ -22,8 +26,10 @@ from typing import get_args
 
 import numpy as np
 
+from pointsman.compare.queries.verdict import judge
 from pointsman.pool.features import TextEncoder
 from pointsman.pool.routers import (
+    Blend,
     Constant,
     GradientBoosting,
     KMeans,
@@ -36,7 +42,7 @@ from pointsman.pool.routers import (
     PromptLength,
     SkillProfile,
 )
-from pointsman.pool.strategies import BeforeCall, Chain, RoutedCascade
+from pointsman.pool.strategies import BeforeCall, Chain, RoutedCascade, Single
 from pointsman.pool.strategies.strategy import outcomes
 from pointsman.pool.synthetic import Kind, world
 
@@ -52,7 +58,9 @@ ROUTERS = (
     Pairwise,
     MultilayerPerceptron,
     GradientBoosting,
+    Blend,
 )
+QUICK = (PromptLength, KMeans, NearestNeighbours, SkillProfile, Linear, MultilayerPerceptron)
 FRESH, VALIDATION = 1500, 1000
 
 
@@ -126,12 +134,35 @@ def strategies_table(models, queries, seeds):
     return found
 
 
+def false_alarms(logs):
+    """How often the verdict says that routing pays where nothing can be learned."""
+    alarms = 0
+    for seed in range(logs):
+        w = world("unlearnable", models=4, seed=seed)
+        log, held = w.log(500, seed=1), w.log(300, seed=2)
+        encoder = TextEncoder().fit(log)
+        features, asked = encoder.transform(log), encoder.transform(held)
+        strategies = [Single(), *(BeforeCall(router()) for router in QUICK)]
+        reached = []
+        for strategy in strategies:
+            predicted = strategy.fit(log, features).predict(asked)
+            settings = strategy.settings(held, predicted)
+            reached.append(outcomes(held, strategy, predicted, settings, 3))
+        names = [strategy.title for strategy in strategies[1:]]
+        alarms += judge(reached[1:], names, reached[0]).routable
+        print(f"{alarms} false alarms on {seed + 1} logs", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--queries", type=int, default=2000, help="of the log to learn from")
     parser.add_argument("--seeds", type=int, default=1, help="worlds of each kind")
+    parser.add_argument("--false-alarms", type=int, metavar="LOGS")
     given = parser.parse_args()
+    if given.false_alarms is not None:
+        false_alarms(given.false_alarms)
+        return
     start = time.process_time()
     kinds, found, seconds = routers_table(given.models, given.queries, given.seeds)
     print(

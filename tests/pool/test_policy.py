@@ -476,6 +476,22 @@ def test_serving_a_policy_needs_neither_torch_nor_pandas(tmp_path: Path) -> None
     assert ran.stdout.split(" ", 2) == [first.step.quality.hex(), cells, "[]\n"]
 
 
+def test_a_policy_on_vectors_takes_them_with_the_request(make: Make, tmp_path: Path) -> None:
+    from pointsman.pool.features import VectorEncoder
+
+    log = replace(made_up(600, 1), vectors=np.random.default_rng(0).random((600, 3), np.float32))
+    encoder = VectorEncoder().fit(log)
+    file = make(encoder=encoder).save(tmp_path)
+    policy = PoolPolicy.load(file)
+    found = policy.decide("any", point=0.5, vector=[0.1, 0.2, 0.9], chance=0.5)
+    assert found.model in MODELS
+    for wrong in (None, [0.1, 0.2], [0.1, 0.2, float("nan")], [[0.1, 0.2, 0.3]], 0.5):
+        with pytest.raises(InputError):
+            policy.decide("any", point=0.5, vector=wrong)
+    with pytest.raises(InputError, match="reads no vectors"):
+        make().decide("any", vector=[0.1, 0.2, 0.9])
+
+
 def test_a_setting_is_kept_as_it_is(make: Make, tmp_path: Path) -> None:
     policy = make()
     again = PoolPolicy.load(policy.save(tmp_path))

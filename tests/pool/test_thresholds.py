@@ -7,6 +7,7 @@ import torch
 from pointsman.cost import Cost
 from pointsman.errors import InputError
 from pointsman.pool import Cascade
+from pointsman.pool.deferral import window_bounds
 from pointsman.pool.features import Features
 from pointsman.pool.log import Log
 from pointsman.pool.strategies import Chain
@@ -115,7 +116,7 @@ def test_the_window_passes_on_what_lies_around_the_decision(held_out, width):
 def test_the_bounds_of_a_window_belong_to_it(held_out):
     log = as_log(*held_out)
     (setting,) = around_decision(log, "confidence", coverage=0.8, models=[0, 1], widths=[0.1])
-    low, high = setting.parameters["low"][0], np.nextafter(setting.parameters["high"][0], 0)
+    low, high = window_bounds(log.signals["confidence"][:, 0], 1 - 0.8, 0.1)
     edge = as_log(*tables(4, 0))
     cells = np.tile(np.array([low, high, np.nextafter(low, 0), np.nextafter(high, 1)]), (3, 1)).T
     edge = Log(edge.queries, edge.models, edge.quality, edge.cost, signals={"confidence": cells})

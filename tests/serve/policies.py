@@ -1,9 +1,12 @@
 """Real policies, small enough to be fitted in a test."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pointsman.frontier.points import Outcomes
 from pointsman.pool.features import TextEncoder
+from pointsman.pool.log import Log
 from pointsman.pool.policy import PoolPolicy, expectations
 from pointsman.pool.routers import Linear
 from pointsman.pool.strategies import BeforeCall, Single
@@ -15,17 +18,23 @@ def save_policy(path: Path, seed: int = 0) -> PoolPolicy:
     """Fit a policy over three models on a synthetic log, and write it."""
     pool = world("linear", models=3, seed=seed)
     train, validation = pool.log(400, seed=seed + 1), pool.log(300, seed=seed + 2)
+    policy = fit_policy(train, validation, (Single(), BeforeCall(Linear())))
+    policy.save(path)
+    return policy
+
+
+def fit_policy(train: Log, validation: Log, parts: Sequence[Any]) -> PoolPolicy:
+    """A policy of these strategies."""
     encoder = TextEncoder().fit(train)
     features, seen = encoder.transform(train), encoder.transform(validation)
-    parts = [s.fit(train, features) for s in (Single(), BeforeCall(Linear()))]
     reference = int(train.mean_quality().argmax())
     reached, strategies = [], []
     for part in parts:
-        prediction = part.predict(seen)
+        prediction = part.fit(train, features).predict(seen)
         settings = part.settings(validation, prediction)
         strategies.append((part, settings))
         reached.append(outcomes(validation, part, prediction, settings, reference))
-    policy = PoolPolicy.make(
+    return PoolPolicy.make(
         encoder=encoder,
         models=train.models,
         strategies=strategies,
@@ -33,5 +42,3 @@ def save_policy(path: Path, seed: int = 0) -> PoolPolicy:
         reference=train.models[reference],
         expected=expectations(validation, prediction, train.models[reference]),
     )
-    policy.save(path)
-    return policy

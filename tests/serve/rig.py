@@ -58,6 +58,8 @@ class FakeDecision:
 class FakePolicy:
     """Points "cheap" (the first model) to "best" (the last), "certified" in the middle."""
 
+    encoder: Any = None
+
     def __init__(
         self, models: Sequence[str] = ("small", "middle", "large"), signal: str | None = None
     ) -> None:
@@ -79,6 +81,9 @@ class FakePolicy:
             raise InputError(f"no point {name!r}")
         m = self.named[name]
         return FakePoint(name, float(self.quality[0, m]), float(self.cost[0, m]), m)
+
+    def words(self) -> str:
+        return "A fake."
 
     def at_cost(self, us_dollars: float) -> FakePoint:
         m = int((self.cost[0] <= us_dollars).sum()) - 1
@@ -233,6 +238,8 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     """A gateway and a stub; `more` are tables of models.toml, `model` values of every model."""
     policy = policy or FakePolicy()
+    if "policy_table" in more:
+        more["policy"] = more.pop("policy_table")
     stub = Stub()
     async with serving(stub) as (stub_url, _):
         config: Config = config_from(tables(stub_url, policy.models, **more), folder)

@@ -231,3 +231,14 @@ def test_feedback_is_written_to_the_served_log() -> None:
             assert (await r.call("POST", "/v1/feedback", missing)).status == 404
 
     run(scenario)
+
+
+def test_an_upstream_that_does_not_stream_is_passed_on_as_it_answers() -> None:
+    async def scenario() -> None:
+        async with rig() as r:
+            r.stub.script["middle"].append(Behaviour(body='{"plain": true}'))
+            got = await r.chat(stream=True)
+            assert (got.status, got.body) == (200, b'{"plain": true}')
+            assert got.headers["content-type"] == "application/json"
+
+    run(scenario)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -286,3 +287,13 @@ def test_the_page_is_drawn(tmp_path: Path) -> None:
     shot = ["--window-size=1200,900", f"--screenshot={tmp_path}/status.png", path.as_uri()]
     subprocess.run([chromium, *options, *shot], check=True, capture_output=True, timeout=120)
     assert (tmp_path / "status.png").stat().st_size > 5000
+
+
+def test_what_serves_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, pointsman.serve.store, pointsman.serve.observing, pointsman.serve.keys\n"
+        "heavy = {'torch', 'pandas', 'sklearn', 'matplotlib', 'scipy', 'psycopg', 'ray'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

@@ -61,7 +61,20 @@ from pointsman.claims.moe import (
     task_aware_moe,
     tutel,
 )
-from pointsman.claims.pool import window_cascade
+from pointsman.claims.pool import (
+    automata_path_selection,
+    bandit_payment_routing,
+    cascade_deferral,
+    econprover,
+    knn_routing,
+    language_model_cascades,
+    learning_to_relax,
+    offline_to_bandit,
+    r1_router,
+    router_r1,
+    symbolic_moe,
+    window_cascade,
+)
 from pointsman.claims.supernet import sortednet
 from pointsman.errors import InputError
 
@@ -122,6 +135,17 @@ CLAIMS: tuple[Claim, ...] = (
     task_aware_moe.CLAIM,
     tutel.CLAIM,
     softmax_cascade.CLAIM,
+    automata_path_selection.CLAIM,
+    bandit_payment_routing.CLAIM,
+    cascade_deferral.CLAIM,
+    econprover.CLAIM,
+    knn_routing.CLAIM,
+    language_model_cascades.CLAIM,
+    learning_to_relax.CLAIM,
+    offline_to_bandit.CLAIM,
+    r1_router.CLAIM,
+    router_r1.CLAIM,
+    symbolic_moe.CLAIM,
     window_cascade.CLAIM,
     sortednet.CLAIM,
 )

@@ -127,7 +127,7 @@ class Bar:
 @click.option(
     "--encoder",
     metavar="WHICH",
-    help="Of a log: words (default), vectors (a column), a folder or an http(s) URL.",
+    help="Of a log: words (default), vectors (a column), a folder, or URL#MODEL.",
 )
 @click.option(
     "--examples", default=5, show_default=True, help="Of a log: queries shown in the report."

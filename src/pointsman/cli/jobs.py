@@ -159,7 +159,10 @@ def _encoder(which: str | None, data: str) -> Any:
         return VectorEncoder()
     assert which is not None
     if which.startswith(("http://", "https://")):
-        return EndpointEncoder(which)
+        url, _, model = which.partition("#")
+        if not model:
+            raise InputError(f"--encoder {which}: name the endpoint's model too, as URL#MODEL")
+        return EndpointEncoder(url, model)
     if Path(which).is_dir():
         return FolderEncoder(which)
     raise InputError(

@@ -17,6 +17,9 @@ COMMANDS = {
     "compare": "Try every way to spend less on data, and pick one.",
     "predict": "Run a saved policy on new inputs.",
     "show": "Print the table of an earlier run.",
+    "serve": "Answer requests with the models of a saved policy.",
+    "keys": "Add, list and revoke keys of the gateway, and read its ledger.",
+    "replay": "Try a policy on what a gateway has served.",
     "claims": "List, run and document the published systems.",
 }
 

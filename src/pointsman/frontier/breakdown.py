@@ -53,7 +53,8 @@ def _cell(found: Mapping[str, Any] | None, part: bool) -> dict[str, str]:
     if not found or found.get("value") is None:
         return {"value": "–", "between": ""}
     low, high = found.get("low"), found.get("high")
-    between = "" if low is None or high is None else f"{words(low)} to {words(high)}"
+    ends = [] if low is None or high is None else [words(low), words(high)]
+    between = " … ".join(end.removesuffix("\xa0%") for end in ends)
     return {"value": words(float(found["value"])), "between": between}
 
 

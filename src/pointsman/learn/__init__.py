@@ -9,7 +9,14 @@ losses. `PolyStep` and `LeastSquaresGate` learn without any gradient.
 from pointsman.learn.gumbel import gumbel_straight_through
 from pointsman.learn.imitation import imitation
 from pointsman.learn.least_squares import LeastSquaresGate, k_means
+from pointsman.learn.policy_gradient import (
+    clipped_surrogate,
+    divergence,
+    generalized_advantages,
+    group_advantages,
+)
 from pointsman.learn.polystep import PolyStep, polytope_step
+from pointsman.learn.preference import direct_preference
 from pointsman.learn.reinforce import equal_weights, leave_one_out, log_prob_without_replacement
 from pointsman.learn.sparsemixer import sparsemixer
 from pointsman.learn.straight_through import rectified_straight_through, straight_through
@@ -17,7 +24,12 @@ from pointsman.learn.straight_through import rectified_straight_through, straigh
 __all__ = [
     "LeastSquaresGate",
     "PolyStep",
+    "clipped_surrogate",
+    "direct_preference",
+    "divergence",
     "equal_weights",
+    "generalized_advantages",
+    "group_advantages",
     "gumbel_straight_through",
     "imitation",
     "k_means",

@@ -203,7 +203,8 @@ class PoolPolicy:
             chance: in [0, 1), picks among the settings that a point mixes; None: drawn here.
 
         Raises:
-            InputError: no such point, a chance out of range, or a vector of the wrong length.
+            InputError: no such point, a chance out of range, or a vector of the wrong length, where
+                none is read, or missing.
         """
         at = point if isinstance(point, OperatingPoint) else self.point(point)
         u = random() if chance is None else chance
@@ -288,14 +289,18 @@ class PoolPolicy:
         return between(self.points, name, [corner.quality for corner in self.points], quality)
 
     def _features(self, query: str, task: str | None, vector: Any) -> Features:
+        tasks = None if task is None else [task]
+        found: Features
         if vector is None:
-            found: Features = self.encoder.encode([query], None if task is None else [task])
-            return found
-        dense = np.asarray(vector, dtype=np.float32)
-        if dense.ndim != 1 or not np.isfinite(dense).all():
-            raise InputError(f"a query's vector must be (D,) finite numbers, got {dense.shape}")
-        known = None if task is None else np.array([task], dtype=object)
-        return Features(dense[None], None, np.array([len(query)], dtype=np.float32), known)
+            found = self.encoder.encode([query], tasks)
+        elif hasattr(self.encoder, "with_vectors"):
+            found = self.encoder.with_vectors(np.asarray(vector)[None], [query], tasks)
+        else:
+            raise InputError(
+                "this policy was fitted on the text of the queries and reads no vectors: leave the "
+                "vector out"
+            )
+        return found
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         kept, arrays = nested({name: part_state(part) for name, part in self.strategies.items()})

@@ -80,6 +80,18 @@ class Called:
             return piece
         return await self.reply.piece()
 
+    async def read(self, limit: int) -> bytes:
+        """All of the body.
+
+        Raises:
+            RefusalError: it broke off, or is over `limit` bytes.
+        """
+        first, self.first = self.first, b""
+        try:
+            return first + await self.reply.read(limit)
+        except WireError as error:
+            raise upstream_failed(f"{self.upstream.name} broke off: {error.reason}") from None
+
     def close(self) -> None:
         """Break off what is not complete, and give the slot back."""
         if self._open:
@@ -131,6 +143,9 @@ async def _attempts(upstream: Upstream, asking: Asking, failures: list[str]) -> 
         try:
             reply = await upstream.call(body, asking.headers, deadline - time.monotonic())
             return await _begun(upstream, reply, asking.limit, failures)
+        except asyncio.CancelledError:  # the client left while the upstream worked
+            asking.bill.add(estimate(asking.request).cost(upstream.model))
+            raise
         except AttemptError as failed:
             failures.append(f"{upstream.name}: {failed.reason}")
             if failed.sent:

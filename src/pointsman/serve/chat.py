@@ -80,7 +80,7 @@ class ChatCompletions:
         body = await client.body(server.body_limit, server.body_seconds)
         exchange.read = time.perf_counter()
         exchange.request = request = parse(body)
-        plan = gateway.plan(generation, exchange, client)
+        plan = await gateway.plan(generation, exchange, client)
         bill = Bill(gateway.store, gateway.key_id(exchange.key), exchange.id)
         exchange.bill = bill
         try:
@@ -174,7 +174,7 @@ class Answering:
             body = without_logprobs(body, self.request.stream)
         self._answered(plan, answer.upstream.name, answer.usage, answer.status)
         headers = self._headers(plan, answer.upstream.name, answer.headers)
-        if not self.request.stream or answer.status >= 400:
+        if answer.status >= 400 or not _has_events(answer.headers):
             await self.bill.settle(self._row(plan))
             await self.client.answer(answer.status, [*headers, self._cost()], body)
             return
@@ -188,18 +188,19 @@ class Answering:
         """Pass an answer on: at once, or piece by piece as it comes."""
         name = called.upstream.name
         headers = self._headers(plan, name, called.reply.headers)
-        if self.request.stream and called.reply.status < 400:
+        status = called.reply.status
+        if self.request.stream and status < 400 and _has_events(called.reply.headers):
             await self._stream(plan, called, headers)
             return
-        status = called.reply.status
+        body = await called.read(self.generation.config.server.answer_limit)
         usage = Usage(0, 0)
         if status < 400:
-            told = usage_from(parsed(called.first).get("usage"))
-            usage = told or estimate(self.request, len(called.first) // 4)
+            told = usage_from(parsed(body).get("usage"))
+            usage = told or estimate(self.request, len(body) // 4)
         self.bill.add(usage.cost(called.upstream.model))
         self._answered(plan, name, usage, status)
         await self.bill.settle(self._row(plan))
-        await self.client.answer(status, [*headers, self._cost()], called.first)
+        await self.client.answer(status, [*headers, self._cost()], body)
 
     async def _stream(self, plan: Plan, called: Called, headers: Headers) -> None:
         passing = Passing(hide_usage=not self.request.wants_usage)
@@ -274,6 +275,11 @@ class Answering:
             "latency": time.perf_counter() - exchange.began,
             "quality": None,
         }
+
+
+def _has_events(headers: Headers) -> bool:
+    """Whether an answer is a stream of events, and not one piece from an upstream without any."""
+    return any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in headers)
 
 
 def check_type(given: str | None) -> None:

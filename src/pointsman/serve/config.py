@@ -14,15 +14,13 @@ since it is a slip of the pen that would otherwise be served.
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pointsman.errors import InputError
-
-T = TypeVar("T")
+from pointsman.serve.tables import mapping, table
 
 
 @dataclass(frozen=True)
@@ -214,19 +212,19 @@ def config_from(tables: Mapping[str, Any], folder: Path, name: str = "models.tom
     if unknown := sorted(set(tables) - set(known)):
         raise InputError(f"{name}: tables are {', '.join(known)}, got [{unknown[0]}]")
     models = {
-        each: _table(Model, table, f"{name} [models.{each}]")
-        for each, table in _mapping(tables.get("models", {}), f"{name} [models]").items()
+        each: table(Model, values, f"{name} [models.{each}]")
+        for each, values in mapping(tables.get("models", {}), f"{name} [models]").items()
     }
     if not models:
         raise InputError(f"{name} names no model: write a table [models.NAME] with its base_url")
     signals = {
-        each: _table(Signal, table, f"{name} [signals.{each}]")
-        for each, table in _mapping(tables.get("signals", {}), f"{name} [signals]").items()
+        each: table(Signal, values, f"{name} [signals.{each}]")
+        for each, values in mapping(tables.get("signals", {}), f"{name} [signals]").items()
     }
     config = Config(
         models,
-        _table(Server, tables.get("server", {}), f"{name} [server]"),
-        _table(Serving, tables.get("policy", {}), f"{name} [policy]"),
+        table(Server, tables.get("server", {}), f"{name} [server]"),
+        table(Serving, tables.get("policy", {}), f"{name} [policy]"),
         signals,
         folder,
     )
@@ -288,50 +286,3 @@ def _check(config: Config, name: str) -> None:
             raise InputError(
                 f"{name} [signals.{each}]: the prompt needs {{question}} and {{answer}}"
             )
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where} must be a table, got {value!r}")
-    return value
-
-
-def _table(kind: type[T], table: Any, where: str) -> T:
-    """A table of TOML as a dataclass: known keys only, of the right types, no number negative."""
-    given = _mapping(table, where)
-    parts = fields(kind)  # type: ignore[arg-type]
-    names = [part.name for part in parts]
-    if unknown := sorted(set(given) - set(names)):
-        raise InputError(f"{where}: {unknown[0]!r} is not known; known are {', '.join(names)}")
-    hints = get_type_hints(kind)
-    for part in parts:
-        if part.name in given:
-            continue
-        if part.default is MISSING and part.default_factory is MISSING:
-            raise InputError(f"{where} needs {part.name}")
-    values = {key: _value(value, hints[key], f"{where} {key}") for key, value in given.items()}
-    return kind(**values)
-
-
-def _value(value: Any, hint: Any, where: str) -> Any:
-    choices = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return _value(value, choices[0], where)  # T | None: TOML has no null
-    if get_origin(hint) is Literal:
-        if value in choices:
-            return value
-        raise InputError(f"{where} must be one of {', '.join(choices)}, got {value!r}")
-    if get_origin(hint) is tuple:
-        if isinstance(value, list) and all(isinstance(each, str) for each in value):
-            return tuple(value)
-        raise InputError(f"{where} must be a list of texts, got {value!r}")
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise InputError(f"{where} must be {_NAMES[hint]}, got {value!r}")
-    if hint in (int, float) and not 0 <= value < 1e15:
-        raise InputError(f"{where} must be finite and not negative, got {value}")
-    return value
-
-
-_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}

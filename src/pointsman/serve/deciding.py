@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pointsman.errors import InputError
+from pointsman.errors import InputError, PointsmanError
 from pointsman.pool.decision import Decision, OperatingPoint
+from pointsman.pool.features.endpoint import EndpointEncoder
+from pointsman.pool.features.folder import FolderEncoder
 from pointsman.pool.routers.router import Prediction
 from pointsman.pool.strategies.strategy import Step
 from pointsman.serve.config import Config, Model
@@ -31,6 +33,7 @@ from pointsman.serve.store import Key
 if TYPE_CHECKING:
     from pointsman.pool.policy import PoolPolicy
 
+SLOW = (EndpointEncoder, FolderEncoder)
 PREFIX = "pointsman"
 CERTIFIED = "certified"
 
@@ -73,6 +76,10 @@ class Decider:
         config: of the server.
         chance: draws from [0, 1).
 
+    Attributes:
+        slow: deciding may take long, since the encoder asks a network of its own or one elsewhere;
+            where that fails the reference answers.
+
     Raises:
         InputError: the policy has a model, a point or a signal that the configuration lacks.
     """
@@ -81,6 +88,7 @@ class Decider:
         self, policy: "PoolPolicy", config: Config, chance: Callable[[], float] = random.random
     ) -> None:
         self.policy, self.config, self.chance = policy, config, chance
+        self.slow = isinstance(policy.encoder, SLOW)
         if missing := [name for name in policy.models if name not in config.models]:
             raise InputError(
                 f"the policy routes to {', '.join(policy.models)}, but models.toml has no "
@@ -133,8 +141,10 @@ class Decider:
                 vector=vector,
                 chance=self.chance(),
             )
-        except InputError as error:
-            raise RefusalError(400, str(error)) from None
+        except PointsmanError as error:
+            if not self.slow:
+                raise RefusalError(400, str(error)) from None
+            return self._unencoded(request, point.name)
         plan = self._fitted(request, decision, point.name)
         if alarm:
             plan.why = "drift alarm: the certificate does not hold, so the reference answers"
@@ -193,6 +203,16 @@ class Decider:
                 "model_not_allowed",
                 "model",
             )
+
+    def _unencoded(self, request: ChatRequest, point: str) -> Plan:
+        """The reference, and after it whoever can take the request."""
+        reference = self.policy.reference
+        names = [reference, *(name for name in self.policy.models if name != reference)]
+        able = [name for name in names if fits(self.config.models[name], request.needs)]
+        if not able:
+            raise _cannot(request.needs)
+        why = "the query could not be encoded, so the reference answers"
+        return Plan(point, able[0], able[1:], why)
 
     def _fitted(
         self, request: ChatRequest, decision: Decision, point: str, step: Step | None = None

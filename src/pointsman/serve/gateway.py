@@ -1,9 +1,11 @@
 """What the endpoints share: configuration, policy, upstreams, store, and who may ask."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -186,7 +188,7 @@ class Gateway:
             )
         return key
 
-    def plan(self, generation: Generation, exchange: Exchange, client: Client) -> Plan:
+    async def plan(self, generation: Generation, exchange: Exchange, client: Client) -> Plan:
         """Whom a request goes to, noted in the exchange.
 
         Raises:
@@ -194,7 +196,8 @@ class Gateway:
         """
         assert exchange.request is not None
         pacer = self._pacer(generation, exchange.key)
-        plan = generation.decider.plan(
+        decide = partial(
+            generation.decider.plan,
             exchange.request,
             exchange.key,
             task=client.header(b"x-pointsman-task"),
@@ -202,6 +205,7 @@ class Gateway:
             pace=None if pacer is None else pacer.target_cost(),
             alarmed=generation.alarm is not None and generation.alarm.alarmed,
         )
+        plan = await asyncio.to_thread(decide) if generation.decider.slow else decide()
         if pacer is not None:
             pacer.request(plan.cost or 0.0)
         exchange.plan, exchange.pacer = plan, pacer

@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from pointsman.errors import InputError, PolicyError
 from pointsman.pool.features import TextEncoder
 from pointsman.pool.features.grams import learn_grams
-from pointsman.pool.features.reading import read_part
+from pointsman.pool.features.reading import read, read_part
 from pointsman.pool.features.shape import COUNTED, NAMES, shape
 from pointsman.pool.log import Log
 
@@ -33,7 +33,7 @@ def log_of(texts):
 
 
 def small(**keywords):
-    return TextEncoder(**{"components": 5, "least": 1, **keywords})
+    return TextEncoder(**{"components": 5, "least": 1, "characters": (3, 5), **keywords})
 
 
 def grams(texts, **keywords):
@@ -44,7 +44,7 @@ def grams(texts, **keywords):
         "most_words": 9**9,
         "most_characters": 9**9,
     }
-    return learn_grams(texts, **(given | keywords))
+    return learn_grams([read(text) for text in texts], **(given | keywords))
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=8))
@@ -58,7 +58,7 @@ def test_counts_equal_those_of_scikit_learn(texts):
     expected = np.hstack([words.transform(texts).toarray(), characters.transform(texts).toarray()])
     for text, row in zip(texts, expected, strict=True):
         for _ in range(2):  # looked up, and remembered
-            places, counts = learned.count(text)
+            places, counts = learned.count(read(text))
             assert_array_equal(places, np.flatnonzero(row))
             assert_array_equal(counts, row[row > 0])
 
@@ -175,4 +175,4 @@ def test_keywords_that_leave_nothing_to_see_are_refused(keywords, words):
 )
 def test_shape_counts(text, name, count):
     assert name in COUNTED
-    assert_allclose(shape(text)[NAMES.index(name)], np.log1p(count), rtol=1e-6)
+    assert_allclose(shape(read(text))[NAMES.index(name)], np.log1p(count), rtol=1e-6)

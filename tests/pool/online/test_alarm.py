@@ -74,7 +74,7 @@ def test_evidence_stays_finite_for_ever():
 
 def test_the_alarm_keeps_its_rate_with_a_calibration_of_its_own():
     """The reference's quality is itself a mean of few inputs: that is part of the error."""
-    rng, wrong, inputs = np.random.default_rng(4), 0, 500
+    rng, wrong, inputs = np.random.default_rng(4), 0, 100
     for _ in range(100):
         measured = float((rng.random(inputs) < 0.8).mean())
         alarm = DriftAlarm(promise(0.02, inputs), measured, error=0.05)

@@ -60,6 +60,16 @@ def test_the_floor_comes_before_the_budget_and_is_said():
     assert one.spent > BUDGET / 2
 
 
+def test_spending_stays_even_where_prices_have_doubled():
+    rng = np.random.default_rng(1)
+    times = arrivals("even", NUMBER, rng, periods=2)
+    one = pacer()
+    serve(one, times[times < PERIOD], rng)
+    half = times[(times >= PERIOD) & (times < 1.5 * PERIOD)]
+    spent = serve(one, half, rng, price=lambda now: 2.0)
+    assert spent.sum() == pytest.approx(BUDGET / 2, rel=0.1)
+
+
 def test_a_change_of_prices_is_followed_within_a_few_dozen_calls():
     one = pacer()
     for now in range(200):

@@ -1,5 +1,6 @@
 """Replaying a policy on a served log whose truth is known."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from pointsman.cli.replay import command
 from pointsman.errors import InputError
 from pointsman.pool.online import Checks, read_jsonl, replay
+from pointsman.serve.store import open_store
 
 MODELS, QUERIES = 3, 700
 
@@ -112,6 +114,19 @@ def test_a_log_without_exploration_is_refused_in_words(policy, log):
     json.dumps(found.to_dict())
 
 
+def test_models_that_had_no_chance_are_refused_as_such(policy, log, truth):
+    least = int(truth[1].mean(axis=0).argmin())
+    gone = next(m for m in range(MODELS) if m != least and truth[1][:, m].mean() > 0.1)
+    rows = []
+    for row in served(log, seed=12):
+        if row["model"] != log.models[gone]:
+            p = {m: 0.0 if m == log.models[gone] else 0.5 for m in log.models}
+            rows.append({**row, "propensity": 0.5, "propensities": p})
+    found = replay(policy, rows, point="best")
+    assert "had no chance" in found.refused
+    assert found.uncovered == pytest.approx(truth[1][:, gone].mean(), abs=0.1)
+
+
 def test_too_few_effective_rows_are_refused(policy, log):
     found = replay(policy, served(log, seed=4, even=0.1), point="reference")
     assert "tell as much as" in found.refused
@@ -212,3 +227,26 @@ def test_lines_that_are_no_objects_are_refused_by_number(tmp_path, text):
         list(read_jsonl(path))
     with pytest.raises(InputError, match="cannot be read"):
         list(read_jsonl(tmp_path / "absent.jsonl"))
+
+
+def test_the_command_reads_the_gateways_store(files, log, tmp_path):
+    kept, _ = files
+    url = f"sqlite:///{tmp_path / 'gateway.db'}"
+    rows = served(log.take(np.arange(400)), seed=11)
+
+    async def write():
+        store = await open_store(url)
+        for row in rows:
+            await store.serve_log(
+                {**row, "key": 0, "propensities": json.loads(row["propensities"])}
+            )
+            await store.feedback(row["id"], row["quality"])
+        await store.close()
+
+    asyncio.run(write())
+    found = json.loads(run(kept, url, "--point", "best", "--json").output)
+    assert found["rows"] == found["feedbacks"] == 400
+    assert found["refused"] == ""
+    result = run(kept, tmp_path / "gateway.db")
+    assert isinstance(result.exception, InputError)
+    assert "sqlite:///" in str(result.exception)

@@ -75,6 +75,16 @@ def test_a_wrong_reply_that_is_noticed_may_be_asked_again():
     assert episodes.cost.tolist() == [6]
 
 
+def test_a_model_that_was_wrong_says_the_same_again():
+    p = pool(notice=0.5)
+    questions = np.tile([first_of_kind(p, 1), NONE], (60, 1))
+    episodes = play(p.start(questions, np.random.default_rng(0)), 0)
+    open_still = episodes.observe()[:, :2].any(axis=1)
+    assert 10 < open_still.sum() < 50
+    play(episodes, 0, 0)  # what was noticed once is not overlooked the next time
+    np.testing.assert_array_equal(episodes.observe()[:, :2].any(axis=1), open_still)
+
+
 def test_who_never_answers_breaks_the_format():
     p = pool(turns=2)
     episodes = play(p.start(np.array([[0, 1]]), np.random.default_rng(0)), 0, 0, 0)

@@ -13,7 +13,6 @@ from pointsman.pool.log import Log
 from pointsman.pool.routers import Constant
 from pointsman.pool.synthetic import Kind, World, world
 
-
 # One fixed penalty, or leaves of a fixed size, chosen for what text mostly shows.
 WEAK = {"Linear", "Forest"}
 
@@ -45,10 +44,10 @@ def error(router: Any, kind: Kind) -> float:
         ("clusters", "GradientBoosting", 0.7),
         ("clusters", "MultilayerPerceptron", 0.6),
         ("clusters", "Linear", 0.6),
-        ("linear", "Linear", 0.7),
-        ("linear", "MatrixFactorization", 0.7),
-        ("linear", "Pairwise", 0.8),
-        ("linear", "MultilayerPerceptron", 0.8),
+        ("linear", "Linear", 0.8),
+        ("linear", "MatrixFactorization", 0.9),
+        ("linear", "Pairwise", 0.9),
+        ("linear", "MultilayerPerceptron", 0.9),
         ("length", "PromptLength", 0.3),
         ("length", "GradientBoosting", 0.5),
         ("tasks", "PerTask", 0.2),
@@ -62,7 +61,7 @@ def test_finds_the_structure_of_its_own_world(kind: Kind, name: str, most: float
 
 @pytest.mark.parametrize("name", [name for name in every_router() if name not in WEAK])
 def test_finds_next_to_nothing_where_there_is_nothing(name: str) -> None:
-    pool, train, features, test, others = drawn("unlearnable")
+    _, train, features, _, others = drawn("unlearnable")
     predicted = new(name).fit(features, train.quality, train.cost).predict(others).quality
     assert (predicted.std(axis=0) < 0.05).all()
 

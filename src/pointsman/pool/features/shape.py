@@ -8,6 +8,8 @@ import re
 import numpy as np
 import numpy.typing as npt
 
+from pointsman.pool.features.reading import Reading
+
 Dense = npt.NDArray[np.float32]
 
 QUESTION_WORDS = ("what", "which", "who", "when", "where", "why", "how", "if")
@@ -17,11 +19,11 @@ NEGATIONS = frozenset(
 NUMBERED = frozenset(("statement", "step", "part", "case", "i", "ii", "iii", "iv"))
 CODE = ("```", "def ", "class ", "import ", "return ", "for (", "while ", "#include", "();", "{\n")
 FORMULA = "=^_{}<>+*/|\\"
+WHOLE_ENDS = frozenset(("above", "these", "are", "and"))
 WHOLE = re.compile(r"\b(?:all|none|both|neither)\b(?: of)?(?: the)? (?:above|these|are|and)\b")
 CHOICE = re.compile(r"[ \t]*\(?(?:[A-Ja-j]|\d{1,2})[.):][ \t]+(.+)")
 NUMERIC = re.compile(r"[^a-zA-Z]*\d[^a-zA-Z]*")
-WORD = re.compile(r"\w+")
-NO_CAPITALS = str.maketrans("", "", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 COUNTED = (
     "characters",
@@ -58,20 +60,19 @@ MEASURED = (
 NAMES = COUNTED + MEASURED
 
 
-def shape(query: str, length: float | None = None) -> Dense:
+def shape(reading: Reading, length: float | None = None) -> Dense:
     """(F,) features of one query, in the order of `NAMES`; counts as the logarithm of one more.
 
     Args:
-        query: the part that is read.
-        length: characters of the whole query, default those of this part.
+        reading: of the query.
+        length: characters of the whole query, default those of the part that is read.
     """
-    lower = query.lower()
-    words = WORD.findall(lower)
+    query, lower, words = reading
     different = set(words)
     characters = max(1, len(query))
     sizes = list(map(len, words)) or [0]
     digits = sum(map(query.count, "0123456789"))
-    capitals = len(query) - len(query.translate(NO_CAPITALS))
+    capitals = sum(map(query.count, CAPITALS))
     stem, choices = _choices(query)
     spread = sorted(len(choice.split()) for choice in choices) or [0]
     counts = (
@@ -92,7 +93,7 @@ def shape(query: str, length: float | None = None) -> Dense:
         query.count("__"),
         len(different & NEGATIONS),
         len(different & NUMBERED),
-        len(WHOLE.findall(lower)),
+        len(WHOLE.findall(lower)) if different & WHOLE_ENDS else 0,
         len(choices),
         sum(NUMERIC.fullmatch(choice) is not None for choice in choices),
         stem,

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from pointsman.errors import InputError, PolicyError
 from pointsman.pool.features.features import Dense, Features
 from pointsman.pool.features.grams import Grams, Indices, learn_grams
-from pointsman.pool.features.reading import MOST_CHARACTERS, read_part
+from pointsman.pool.features.reading import MOST_CHARACTERS, Reading, read, read_part
 from pointsman.pool.features.reduction import directions
 from pointsman.pool.features.shape import NAMES, shape
 from pointsman.pool.log import Log
@@ -32,7 +32,8 @@ class TextEncoder:
     TF-IDF is sublinear, (1 + log count) * idf with idf = 1 + log((1 + N) / (1 + texts that have
     it)); words and characters have length one each before they stand side by side. `sparse` is
     that; `dense` is its projection on the first right singular vectors, characters weighing less,
-    of length one, followed by the standardised features of `shape`, weighted so that they do not outweigh the text.
+    of length one, followed by the standardised features of `shape`, weighted so that they do not
+    outweigh the text.
 
     The result depends neither on the order of the queries nor on chance. Of a query longer than
     `most_characters` the first and the last half of that are read; its length is that of all of it.
@@ -76,15 +77,16 @@ class TextEncoder:
         """
         self._check()
         texts = _distinct(read_part(query, self.most_characters) for query in log.queries)
+        readings = [read(text) for text in texts]
         self.grams_ = learn_grams(
-            texts,
+            readings,
             words=self.words,
             characters=self.characters or (0, 0),
             least=min(self.least, len(texts)),
             most_words=self.most_words,
             most_characters=self.most_grams,
         )
-        counts = [self.grams_.count(text) for text in texts]
+        counts = [self.grams_.count(reading) for reading in readings]
         places = np.concatenate([places for places, _ in counts])
         frequency = np.bincount(places, minlength=len(self.grams_))
         self.idf_ = (1 + np.log((1 + len(texts)) / (1 + frequency))).astype(np.float32)
@@ -92,7 +94,7 @@ class TextEncoder:
         weight[len(self.grams_.word_terms) :] = CHARACTER_WEIGHT
         found = directions(self._sparse(counts).multiply(weight).tocsr(), self.components)
         self.directions_ = weight[:, None] * found
-        shapes = np.stack([shape(text) for text in texts])
+        shapes = np.stack([shape(reading) for reading in readings])
         self.mean_ = shapes.mean(axis=0, dtype=np.float64).astype(np.float32)
         spread = shapes.std(axis=0, dtype=np.float64)
         # a feature that never varied says nothing, also where a later query has it
@@ -111,11 +113,11 @@ class TextEncoder:
         tasks: Sequence[str] | npt.NDArray[np.object_] | None = None,
     ) -> Features:
         """Features of queries, one or many."""
-        texts = [read_part(query, self.most_characters) for query in queries]
+        readings = [read(read_part(query, self.most_characters)) for query in queries]
         length = np.array([len(query) for query in queries], dtype=np.float32)
-        sparse = self._sparse([self.grams_.count(text) for text in texts])
+        sparse = self._sparse([self.grams_.count(reading) for reading in readings])
         return Features(
-            dense=np.hstack([self._reduced(sparse), self._shapes(texts, length)]),
+            dense=np.hstack([self._reduced(sparse), self._shapes(readings, length)]),
             sparse=sparse,
             length=length,
             task=None if tasks is None else np.array(tasks, dtype=object),
@@ -134,13 +136,18 @@ class TextEncoder:
             )
 
     def _sparse(self, counts: Sequence[tuple[Indices, Indices]]) -> Any:
-        rows = [(places, self._weights(places, times)) for places, times in counts]
-        starts = np.cumsum([0, *(len(places) for places, _ in rows)], dtype=np.int64)
-        if starts[-1] < np.iinfo(np.int32).max:  # scipy would find out, at length
-            starts = starts.astype(np.int32)
-        places, values = rows[0] if len(rows) == 1 else map(np.concatenate, zip(*rows, strict=True))
-        size = (len(rows), len(self.grams_))
-        return csr_matrix((values, places.astype(starts.dtype), starts), shape=size)
+        values = [self._weights(places, times) for places, times in counts]
+        if len(counts) == 1:
+            places = counts[0][0]
+            starts = np.array([0, len(places)], dtype=np.int32)
+        else:
+            places = np.concatenate([places for places, _ in counts])
+            starts = np.cumsum([0, *map(len, values)])
+            if len(places) < np.iinfo(np.int32).max:  # scipy would find out, at length
+                starts = starts.astype(np.int32)
+        weights = values[0] if len(values) == 1 else np.concatenate(values)
+        size = (len(counts), len(self.grams_))
+        return csr_matrix((weights, places.astype(starts.dtype), starts), shape=size)
 
     def _weights(self, places: Indices, times: Indices) -> Dense:
         values: Dense = (1 + np.log(times)).astype(np.float32) * self.idf_[places]
@@ -156,9 +163,9 @@ class TextEncoder:
         reduced: Dense = projected / np.maximum(norm, np.float32(1e-6))
         return reduced
 
-    def _shapes(self, texts: Sequence[str], length: Dense) -> Dense:
+    def _shapes(self, readings: Sequence[Reading], length: Dense) -> Dense:
         shapes = np.stack(
-            [shape(text, float(size)) for text, size in zip(texts, length, strict=True)]
+            [shape(reading, float(size)) for reading, size in zip(readings, length, strict=True)]
         )
         most = SHAPE_WEIGHT * FARTHEST
         cut: Dense = np.clip((shapes - self.mean_) * self.scale_, -most, most)

@@ -109,13 +109,13 @@ def _only(features: Features) -> Features:
 
 
 def _slope(x: Array, y: Array, weight: Array) -> float:
-    """Least squares through the means, drawn to zero by its own uncertainty, not below zero."""
+    """Least squares through the means; zero within two standard errors of zero, or below it."""
     spread = float((weight * x * x).sum())
     calls = float(weight.sum())
     if spread <= 0 or calls < 3:
         return 0.0
     slope = float((weight * x * y).sum()) / spread
-    noise = float((weight * (y - slope * x) ** 2).sum()) / (calls - 2) / spread
-    if slope <= 0 or noise >= slope * slope:
+    error = 4 * float((weight * (y - slope * x) ** 2).sum()) / (calls - 2) / spread
+    if slope <= 0 or error >= slope * slope:
         return 0.0
-    return slope * (1 - noise / (slope * slope))
+    return slope * (1 - error / (slope * slope))

@@ -29,8 +29,8 @@ from pointsman.pool.saving import Arrays, Plain, inside, nested
 
 Weights = list[Array]  # A (D, H), a (H,), B (H, L)
 
-BATCH, MOST_EPOCHS, PATIENCE = 128, 60, 5
-RATE, DECAY = 3e-3, 0.05
+BATCH, MOST_EPOCHS, PATIENCE = 128, 60, 8
+RATE, DECAY = 1e-3, 0.3
 MOMENTUM, MEMORY = 0.9, 0.999
 
 
@@ -46,7 +46,7 @@ class MultilayerPerceptron:
     name = "multilayer-perceptron"
     title = "Multilayer perceptron"
 
-    def __init__(self, *, hidden: int = 32, members: int = 3, seed: int = 0) -> None:
+    def __init__(self, *, hidden: int = 32, members: int = 5, seed: int = 0) -> None:
         self.hidden = hidden
         self.members = members
         self.seed = seed
