@@ -14,7 +14,7 @@ The second table is of the world whose answers come with signals. Strategies tha
 valued by what they reached on the fresh queries, the judge's cost included, at the setting that was
 best on 1,000 other ones; on the same scale, so that more than 100 is possible.
 
-Takes about two minutes of one core.
+Takes under two minutes of one core; with --blend, which adds the blend of routers, six.
 
 With --false-alarms it draws so many small logs in which nothing can be learned instead, and counts
 on how many of them `pointsman compare`'s verdict says that routing pays (its quick routers only).
@@ -58,7 +58,6 @@ ROUTERS = (
     Pairwise,
     MultilayerPerceptron,
     GradientBoosting,
-    Blend,
 )
 QUICK = (PromptLength, KMeans, NearestNeighbours, SkillProfile, Linear, MultilayerPerceptron)
 FRESH, VALIDATION = 1500, 1000
@@ -76,10 +75,10 @@ def share(gains_NM, reached):
     return (reached - single) / (best - single) if best - single > 1e-9 else reached - best
 
 
-def routers_table(models, queries, seeds):
+def routers_table(routers, models, queries, seeds):
     """Router to kind to one figure for each seed and price: percent, or points where no gap is."""
     kinds, found = get_args(Kind), {}
-    seconds = dict.fromkeys((router.title for router in ROUTERS), 0.0)
+    seconds = dict.fromkeys((router.title for router in routers), 0.0)
     for kind in kinds:
         for seed in range(seeds):
             w = world(kind, models=models, seed=seed)
@@ -87,7 +86,7 @@ def routers_table(models, queries, seeds):
             encoder = TextEncoder().fit(train)
             features, asked = encoder.transform(train), encoder.transform(fresh)
             worth = gains(w, fresh)
-            for router in ROUTERS:
+            for router in routers:
                 start = time.process_time()
                 fitted = router().fit(features, train.quality, train.cost)
                 quality, cost = fitted.predict(asked)
@@ -158,13 +157,15 @@ def main():
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--queries", type=int, default=2000, help="of the log to learn from")
     parser.add_argument("--seeds", type=int, default=1, help="worlds of each kind")
+    parser.add_argument("--blend", action="store_true", help="the blend of routers too")
     parser.add_argument("--false-alarms", type=int, metavar="LOGS")
     given = parser.parse_args()
     if given.false_alarms is not None:
         false_alarms(given.false_alarms)
         return
+    routers = (*ROUTERS, Blend) if given.blend else ROUTERS
     start = time.process_time()
-    kinds, found, seconds = routers_table(given.models, given.queries, given.seeds)
+    kinds, found, seconds = routers_table(routers, given.models, given.queries, given.seeds)
     print(
         f"{given.models} models, {given.queries} queries to learn from, {FRESH} fresh ones, "
         f"{given.seeds} worlds of each kind.\n\nShare of the gap found (%), mean over prices"

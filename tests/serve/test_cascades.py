@@ -15,8 +15,8 @@ from pointsman.pool.synthetic import world
 @pytest.fixture(scope="module")
 def cascade() -> PoolPolicy:
     """Asks a cheap model first, and goes on where its confidence is low."""
-    pool = world("signals", models=3, seed=0)
-    train, validation = pool.log(400, seed=1), pool.log(400, seed=2)
+    pool = world("signals", models=2, seed=0)
+    train, validation = pool.log(200, seed=1), pool.log(150, seed=2)
     return fit_policy(train, validation, (Single(), Chain("confidence")))
 
 

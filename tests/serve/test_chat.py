@@ -242,3 +242,19 @@ def test_an_upstream_that_does_not_stream_is_passed_on_as_it_answers() -> None:
             assert got.headers["content-type"] == "application/json"
 
     run(scenario)
+
+
+def test_a_fault_of_the_gateway_is_told_in_openais_shape_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        async with rig() as r:
+            monkeypatch.setattr(FakePolicy, "decide", lambda *a, **k: 1 / 0)
+            got = await r.chat()
+            assert (got.status, got.error["code"]) == (500, "internal")
+            assert "ZeroDivision" not in got.body.decode()
+            assert r.gateway.requests == 0
+            assert 'status="500"' in (await r.call("GET", "/metrics")).body.decode()
+            assert (await r.call("GET", "/v1/chat/completions")).status == 405
+
+    run(scenario)

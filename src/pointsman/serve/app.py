@@ -14,8 +14,10 @@ from pointsman.serve.chat import ChatCompletions, check_type
 from pointsman.serve.client import Client, ClientGoneError, Receive, Scope, Send
 from pointsman.serve.gateway import Gateway
 from pointsman.serve.observing import Observer
-from pointsman.serve.refusal import RefusalError, overloaded
+from pointsman.serve.refusal import RefusalError, fault, overloaded
 from pointsman.serve.store import StoreError
+
+COMPLETIONS = "/v1/chat/completions"
 
 Endpoint = Callable[[Gateway, Client, Request], Awaitable[Response]]
 
@@ -51,8 +53,30 @@ class Simple:
             await response(scope, receive, send)
 
 
-def make_app(gateway: Gateway, observer: Observer | None = None) -> Starlette:
+class Application:
+    """Sends completions straight to their endpoint, and all else through Starlette's routes.
+
+    Starlette wraps the endpoint's `send` twice, which costs something at every piece of a stream.
+
+    Args:
+        completions: the endpoint.
+        others: all routes, that of completions too, so that it says which methods it takes.
+    """
+
+    def __init__(self, completions: ChatCompletions, others: Starlette) -> None:
+        self.completions, self.others = completions, others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope.get("path") == COMPLETIONS and scope.get("method") == "POST":
+            await self.completions(scope, receive, send)
+        else:
+            await self.others(scope, receive, send)
+
+
+def make_app(gateway: Gateway, observer: Observer | None = None) -> Application:
     """The application of a gateway; without an observer it has no /metrics and no /status."""
+    completions = ChatCompletions(gateway)
 
     def always() -> bool:
         return True
@@ -62,7 +86,7 @@ def make_app(gateway: Gateway, observer: Observer | None = None) -> Starlette:
 
     post, get = ["POST"], ["GET"]
     routes = [
-        Route("/v1/chat/completions", ChatCompletions(gateway), methods=post),
+        Route(COMPLETIONS, completions, methods=post),
         Route("/v1/models", Simple(gateway, _models), methods=get),
         Route("/v1/models/{name:path}", Simple(gateway, _model), methods=get),
         Route("/v1/feedback", Simple(gateway, _feedback), methods=post),
@@ -74,9 +98,8 @@ def make_app(gateway: Gateway, observer: Observer | None = None) -> Starlette:
             Route("/metrics", Simple(gateway, observer.metrics, measured), methods=get),
             Route("/status", Simple(gateway, observer.status, measured), methods=get),
         ]
-    return Starlette(
-        routes=routes, exception_handlers={HTTPException: _http_error, Exception: _fault}
-    )
+    handlers = {HTTPException: _http_error, Exception: _fault}
+    return Application(completions, Starlette(routes=routes, exception_handlers=handlers))
 
 
 async def _models(gateway: Gateway, client: Client, request: Request) -> Response:
@@ -139,5 +162,4 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _fault(request: Request, error: Exception) -> Response:
     """A fault of ours."""
-    refusal = RefusalError(500, "the gateway failed on this request", "server_error", "internal")
-    return Response(refusal.body(), 500, media_type="application/json")
+    return Response(fault().body(), 500, media_type="application/json")

@@ -17,7 +17,7 @@ from pointsman.serve.client import Client, ClientGoneError, Receive, Scope, Send
 from pointsman.serve.deciding import Plan
 from pointsman.serve.gateway import Exchange, Gateway, Generation
 from pointsman.serve.prices import Usage, estimate, usage_from
-from pointsman.serve.refusal import RefusalError, overloaded
+from pointsman.serve.refusal import RefusalError, fault, overloaded
 from pointsman.serve.request import ChatRequest, parse
 from pointsman.serve.signals import Answer, changes_for, judge, read_answer, without_logprobs
 from pointsman.serve.store import StoreError
@@ -70,6 +70,11 @@ class ChatCompletions:
             exchange.status, exchange.error = 503, "store"
             if not client.started:
                 await client.refuse(overloaded(f"the ledger cannot be written: {error}"))
+        except Exception:
+            exchange.status, exchange.error = 500, "internal"
+            if not client.started:
+                await client.refuse(fault(), [_id(exchange)])
+            raise  # to be logged by the server
         finally:
             self.gateway.record(exchange)
 

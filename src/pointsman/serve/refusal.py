@@ -55,3 +55,8 @@ def overloaded(message: str, retry_after: float = 1.0) -> RefusalError:
 def upstream_failed(message: str, status: int = 502) -> RefusalError:
     """No model could be reached, or none gave an answer."""
     return RefusalError(status, message, "server_error", "upstream_failed")
+
+
+def fault() -> RefusalError:
+    """A fault of ours; the log has what it was."""
+    return RefusalError(500, "the gateway failed on this request", "server_error", "internal")

@@ -424,3 +424,41 @@ def test_a_copy_of_the_file_taken_under_way_is_a_store(run: Run, tmp_path: Path)
         await again.close()
 
     run(test())
+
+
+def test_a_commit_that_was_not_heard_of_counts_once(
+    run: Run, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    from pointsman.serve.store.postgres import PostgreSQL
+
+    whole = PostgreSQL._together
+    cut = False
+
+    def together(engine: PostgreSQL, operations: Any) -> Any:
+        nonlocal cut
+        results = whole(engine, operations)
+        if cut:
+            cut = False
+            assert engine._connection is not None
+            engine._connection.close()
+            raise psycopg.OperationalError("lost")
+        return results
+
+    async def test() -> None:
+        nonlocal cut
+        store = await open_store(postgres_url)
+        await store.spent(ANONYMOUS)
+        monkeypatch.setattr(PostgreSQL, "_together", together)
+        cut = True
+        assert await store.reserve(ANONYMOUS, 0.1, "a")
+        cut = True
+        await store.settle("a", 0.05)
+        assert await store.spent(ANONYMOUS) == (0.05, 0.0)
+        with pytest.raises(InputError, match="has a reservation already"):
+            await store.reserve(ANONYMOUS, 0.1, "a")
+        assert await store.check() == []
+        await store.close()
+
+    run(test())

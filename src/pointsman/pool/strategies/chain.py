@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pointsman.errors import InputError
 from pointsman.pool import deferral, routers
-from pointsman.pool.deferral.rules import Bounds, Rule, require_signal
+from pointsman.pool.deferral.rules import NEVER, Bounds, Rule, require_signal
 from pointsman.pool.features.features import Features
 from pointsman.pool.log import Log
 from pointsman.pool.routers.router import Prediction
@@ -197,6 +197,8 @@ def _words(cascade: Cascade, names: Sequence[str]) -> str:
     for bounds, model in zip(cascade.bounds, cascade.models[1:], strict=True):
         if bounds.low is None and bounds.high is None:
             where = "always"
+        elif bounds == NEVER:
+            where = "without a signal"
         elif bounds.low is None:
             where = f"below {bounds.high:.6g}"
         elif bounds.high is None:
