@@ -31,6 +31,7 @@ from pointsman.pool.routers.linear import Linear
 from pointsman.pool.routers.out_of_fold import out_of_fold, parts_by_content
 from pointsman.pool.routers.router import Array, Prediction, Router
 from pointsman.pool.routers.state import costs_of, written
+from pointsman.pool.routers.table import tabulate
 from pointsman.pool.saving import Arrays, Plain, inside, nested
 
 
@@ -71,9 +72,11 @@ class Blend:
                 f"a blend needs one router and two parts or more, got {len(routers)} and "
                 f"{self.parts}"
             )
+        tabulate(features, quality)  # refuses what nothing can be learned from
+        self.costs_ = Costs().fit(features, cost)
         part = parts_by_content(features, self.parts)
-        self.mean_ = np.nanmean(quality, axis=0)
         held_out = [out_of_fold(router, features, quality, cost, part) for router in routers]
+        self.mean_ = np.nanmean(quality, axis=0)
         self.routers_: list[Router] = [
             copy.deepcopy(router).fit(features, quality, cost) for router in routers
         ]
@@ -87,7 +90,6 @@ class Blend:
             held_out.append(out_of_fold(self.then, beside, quality, cost, part))
             self.then_ = copy.deepcopy(self.then).fit(beside, quality, cost)
         self._weigh(held_out, quality)
-        self.costs_ = Costs().fit(features, cost)
         return self
 
     def predict(self, features: Features) -> Prediction:
