@@ -1,161 +1,175 @@
-"""What the gateway adds to a request: CPU, latency and throughput against the stub upstream itself.
+"""What the gateway adds to a request, beside LiteLLM's proxy in the same run.
 
-    python benchmarks/gateway.py [--requests 1000] [--tokens 40] [--delay 0.0]
+    python benchmarks/gateway.py [--litellm PYTHON_OR_BIN] [--rounds 3] [--real-time]
+    python benchmarks/gateway.py --memory 100000
+    python benchmarks/gateway.py --ledger
+    python benchmarks/gateway.py --reload
 
-Stub, gateway and load generator are processes of their own on the loopback. CPU is that of the
-gateway's process over the requests it served; latencies are paired with those of the stub alone.
+Without another task: one request after another, and 32 at once, whole answers and streams, in
+rounds (stub alone, ours, theirs, ours, ...). Each gateway is held to one core, the same; stub and
+load share the other. Ours has keys (with a budget) and the ledger in SQLite on, and chooses the
+model by the text; LiteLLM has a master key, one worker and no database, and no choice to make.
+Latencies are to the last byte; "added" is against the stub alone in the same round. Processor time
+is that of the gateway's processes, from /proc. Figures are medians over rounds.
+
+The other tasks: memory over many requests; the ledger after kill -9 under load; streams across
+reloads of policy and models.
 """
 
 import argparse
 import asyncio
-import json
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from gateway_checks import check_ledger, check_reload, watch_memory
+from gateway_rig import CORES, REAL_TIME, Process, gateway, litellm, load, prepare, stub
 
-from pointsman.serve.wire import Pool, WireError
+from pointsman.pool.policy import PoolPolicy
 
-HERE = Path(__file__).resolve().parent
-TESTS = HERE.parent / "tests" / "serve"
-PROMPT = "Explain to a careful reader why the sum of two odd numbers is even. " * 6
-STUB, GATEWAY = 9311, 9312
-
-
-def request(model: str, stream: bool) -> bytes:
-    """One request as bytes."""
-    body = json.dumps(
-        {"model": model, "messages": [{"role": "user", "content": PROMPT}], "stream": stream}
-    ).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+STUB, GATEWAY, OTHER = 9311, 9312, 9313
+CELLS = [(stream, at_once) for stream in (False, True) for at_once in (1, 32)]
+FIGURES = ("p50", "p99", "first p50", "CPU", "per second", "busy")
 
 
-async def load(port: int, data: bytes, requests: int, at_once: int) -> tuple[list[float], float]:
-    """Latencies to the last byte, and requests per second."""
-    pool, latencies, left = Pool("127.0.0.1", port, False), [], requests
-
-    async def client() -> None:
-        nonlocal left
-        while left > 0:
-            left -= 1
-            start = time.perf_counter()
-            reply = await pool.exchange(data, connect=5, first=60, idle=60, total=120)
-            body = await reply.read(10**8)
-            assert reply.status == 200, body
-            latencies.append(time.perf_counter() - start)
-
-    start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(at_once)))
-    took = time.perf_counter() - start
-    pool.close()
-    return latencies, requests / took
+def measure(server: Process, stream: bool, requests: int, at_once: int) -> dict[str, float]:
+    """Warm up, then measure: milliseconds, requests per second, and the share of a core used."""
+    asyncio.run(load(server, [stream], max(10, 2 * at_once), at_once))
+    before = server.cpu()
+    done, took = asyncio.run(load(server, [stream], requests, at_once))
+    spent = server.cpu() - before
+    p50, p99 = np.quantile([got.last for got in done], [0.5, 0.99]) * 1e3
+    first = float(np.median([got.first for got in done])) * 1e3
+    values = (p50, p99, first, spent / requests * 1e3, requests / took, spent / took)
+    return dict(zip(FIGURES, map(float, values), strict=True))
 
 
-def cpu(process: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def rounds(servers: Sequence[Process], count: int, requests: int) -> dict[tuple, dict[str, float]]:
+    """Medians over rounds, by server, kind and number at once; added latencies beside."""
+    found: dict[tuple, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(count):
+        for stream, at_once in CELLS:
+            n = requests if at_once == 1 else 2 * requests
+            for server in servers:
+                row = measure(server, stream, n, at_once)
+                alone = row if server.name == "stub" else found["stub", stream, at_once][-1]
+                for name in ("p50", "p99", "first p50"):
+                    row[f"added {name}"] = row[name] - alone[name]
+                found[server.name, stream, at_once].append(row)
+    return {
+        cell: {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
+        for cell, rows in found.items()
+    }
 
 
-def resident(process: int) -> float:
-    """MiB of memory that a process holds."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
-
-
-@contextmanager
-def running(*command: str, port: int) -> Iterator[int]:
-    """A server process, ready."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
-    try:
-        for _ in range(600):
-            try:
-                asyncio.run(_ask(port))
-                break
-            except WireError:
-                time.sleep(0.05)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
-async def _ask(port: int) -> None:
-    reply = await Pool("127.0.0.1", port, False).exchange(
-        b"GET /counts HTTP/1.1\r\nhost: localhost\r\n\r\n", connect=1, first=5, idle=5, total=5
-    )
-    reply.close()
-
-
-def measure(name: str, process: int | None, port: int, data: bytes, n: int, at_once: int) -> Any:
-    """Warm up, then measure; a line of figures."""
-    asyncio.run(load(port, data, max(20, 2 * at_once), at_once))
-    before = cpu(process) if process else 0.0
-    latencies, rate = asyncio.run(load(port, data, n, at_once))
-    p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1e3
-    spent = (cpu(process) - before) / n * 1e3 if process else float("nan")
+def show(found: dict[tuple, dict[str, float]]) -> None:
+    """Print the figures and the ratios."""
+    columns = ("added p50", "added p99", "added first p50", "p50", "p99", "CPU", "per second")
     print(
-        f"{name:<42} {at_once:>3} at once  p50 {p50:7.2f} ms  p99 {p99:7.2f} ms  "
-        f"{rate:7.0f} /s  CPU {spent:5.2f} ms",
-        flush=True,
+        f"{'':<28}"
+        + "".join(f"{name:>17}" for name in (*columns, "core busy"))
+        + "\n"
+        + f"{'':<28}"
+        + "".join(f"{unit:>17}" for unit in ("ms",) * 6 + ("", "share"))
     )
-    return p50, p99
+    for stream, at_once in CELLS:
+        for (name, *cell), row in found.items():
+            if cell == [stream, at_once]:
+                kind = "streams" if stream else "whole"
+                figures = "".join(f"{row[each]:17.2f}" for each in (*columns, "busy"))
+                print(f"{name:<10}{kind:<9}{at_once:>2} at once{figures}")
+    for stream, at_once in CELLS:
+        ours = found["pointsman", stream, at_once]
+        theirs = found.get(("LiteLLM", stream, at_once))
+        if theirs is not None:
+            print(
+                f"{'streams' if stream else 'whole'}, {at_once} at once: "
+                f"{ours['per second'] / theirs['per second']:.1f} x LiteLLM's requests per second, "
+                f"1/{theirs['CPU'] / ours['CPU']:.1f} of its processor time, "
+                f"1/{theirs['added p50'] / ours['added p50']:.1f} of its added p50"
+            )
+
+
+def decisions(policy: PoolPolicy, point: str, times: int = 300) -> None:
+    """Print what a decision alone takes."""
+    where = policy.point(point)
+    took = []
+    for i in range(times):
+        start = time.perf_counter()
+        policy.decide(f"Explain why the sum of two odd numbers is even, case {i}.", point=where)
+        took.append(time.perf_counter() - start)
+    p50, p99 = np.quantile(took, [0.5, 0.99]) * 1e3
+    print(f"a decision alone: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+
+
+def compare(folder: Path, given: argparse.Namespace) -> None:
+    """Ours, and LiteLLM's where it is given."""
+    policy, secret = prepare(folder, STUB)
+    if given.real_time:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME))
+    if (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(0, {CORES[1]})
+    decisions(policy, given.point)
+    options = {"real_time": given.real_time}
+    with ExitStack() as stack:
+        upstream = stack.enter_context(stub(STUB, given.tokens, given.delay, **options))
+        upstream.model = policy.models[0]
+        model = f"pointsman:{given.point}"
+        ours = stack.enter_context(
+            gateway(folder, secret, GATEWAY, model=model, core=CORES[0], **options)
+        )
+        servers = [upstream, ours]
+        if given.litellm:
+            servers.append(
+                stack.enter_context(
+                    litellm(given.litellm, folder, policy.models, OTHER, STUB, given.real_time)
+                )
+            )
+            time.sleep(5)  # it goes on starting for a while
+        start, before = time.monotonic(), os.getloadavg()[0]
+        show(rounds(servers, given.rounds, given.requests))
+        for server in servers[1:]:
+            print(f"memory held by {server.name}: {sum(server.resident()):.0f} MiB")
+        print(
+            f"{time.monotonic() - start:.0f} s; load average {before:.1f} before, "
+            f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores; gateways on core "
+            f"{CORES[0]}, stub and load on core {CORES[1]}"
+            + (f", all by SCHED_FIFO {REAL_TIME}" if given.real_time else "")
+        )
 
 
 def main() -> None:
-    """Measure all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--delay", type=float, default=0.0)
-    given = parser.parse_args()
-    sys.path.insert(0, str(TESTS))
-    from policies import save_policy
-
-    folder = Path(tempfile.mkdtemp())
-    policy = save_policy(folder / "policy.safetensors")
-    tables = "".join(
-        f'[models."{name}"]\nbase_url = "http://127.0.0.1:{STUB}/v1"\nprice_input = 1.0\n'
-        f"price_output = 2.0\n"
-        for name in policy.models
+    """Do what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    (folder / "models.toml").write_text(tables)
-    stub = [sys.executable, str(TESTS / "stub_upstream.py"), "--port", str(STUB)]
-    stub += ["--tokens", str(given.tokens), "--delay", str(given.delay)]
-    code = "from pointsman.cli.serve import command; command()"
-    try:
-        with running(*stub, port=STUB):
-            for stream in (False, True):
-                kind = "stream" if stream else "whole"
-                direct = request(policy.models[0], stream)
-                for at_once in (1, 32):
-                    measure(f"stub alone, {kind}", None, STUB, direct, given.requests, at_once)
-            for store in ("memory:", f"sqlite:///{folder}/ledger.db"):
-                serve = [sys.executable, "-c", code, str(folder), "--store", store]
-                serve += ["--models", str(folder / "models.toml"), "--port", str(GATEWAY)]
-                with running(*serve, port=GATEWAY) as process:
-                    for stream in (False, True):
-                        data = request("pointsman:best", stream)
-                        for at_once in (1, 32):
-                            name = f"{store.partition(':')[0]}, {'stream' if stream else 'whole'}"
-                            measure(name, process, GATEWAY, data, given.requests, at_once)
-                    print(f"memory held: {resident(process):.0f} MiB")
-    finally:
-        shutil.rmtree(folder)
+    parser.add_argument("--litellm", help="a Python that has litellm[proxy], or its command")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=150, help="a cell, twice that at once")
+    parser.add_argument("--tokens", type=int, default=40, help="in an answer: pieces of a stream")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds between them")
+    parser.add_argument("--point", default="0.5", help="of the policy")
+    parser.add_argument("--real-time", action="store_true", help="before other work (needs root)")
+    parser.add_argument("--memory", type=int, metavar="REQUESTS")
+    parser.add_argument("--workers", type=int, default=1, help="processes, with --memory")
+    parser.add_argument("--ledger", action="store_true")
+    parser.add_argument("--reload", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if given.memory:
+            watch_memory(folder, given.memory, given.workers, given.tokens, (STUB, GATEWAY))
+        elif given.ledger:
+            check_ledger(folder, (STUB, GATEWAY))
+        elif given.reload:
+            check_reload(folder, (STUB, GATEWAY))
+        else:
+            compare(folder, given)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from pool import DATA, PRICES, STRONG, WEAK, read
 
 from pointsman.frontier import Frontier, Outcomes, Point, apgr, deferral_curve
 from pointsman.pool.features import TextEncoder
@@ -54,6 +53,7 @@ from pointsman.pool.strategies import BeforeCall, Chain, RoutedCascade
 from pointsman.pool.strategies.prices import chosen_at, prices
 from pointsman.pool.strategies.strategy import outcomes
 from pointsman.pool.synthetic import OUTPUT_PRICE, world
+from pool import DATA, PRICES, STRONG, WEAK, read
 
 WORKER = Path(__file__).with_name("pool_peers_worker.py")
 PEER_ROUTERS = (
@@ -80,6 +80,11 @@ ONE_BY_ONE = 40  # queries asked singly for the time of one decision
 TRAIN, VALIDATION, FRESH = 1500, 500, 2000  # queries of the synthetic pools
 STREAM = 3000  # requests of the fourth part
 COMPONENTS = 25  # of the vectors there: what ParetoBandit comes with
+PARETOBANDIT = {
+    "cold": "no log",
+    "warm": "priors from a log",
+    "warm unpenalised": "priors from a log, no fixed penalty",
+}
 CEILINGS = (0.05, 0.3)  # of the way from the cheapest model's mean cost to the dearest's
 
 
@@ -111,7 +116,9 @@ def mmlu(path, queries, seed):
 def pool_of_ten(seed, models=10, kind="clusters", sizes=(TRAIN, VALIDATION, FRESH)):
     w = world(kind, models=models, seed=seed)
     names = ("train", "validation", "test")
-    logs = {name: w.log(n, seed=at + 1) for at, (name, n) in enumerate(zip(names, sizes))}
+    logs = {
+        name: w.log(n, seed=at + 1) for at, (name, n) in enumerate(zip(names, sizes, strict=True))
+    }
     truth = w.truth(logs["test"])
     price = w.token_price[:, None] * np.array([1.0, OUTPUT_PRICE])
     return split(f"synthetic, {models}", seed, logs, truth.quality, truth.cost, price)
@@ -379,8 +386,8 @@ def part_one(peers, parts):
 
 
 def turned_cells(pair, n):
-    straight, turned = ((answer["own"][n:] == up).mean() for answer, up in zip(pair, (1, 0)))
-    return f"{100 * straight:.1f}", f"{100 * turned:.1f}"
+    strong = zip(pair, (1, 0), strict=True)  # its column, each way round
+    return [f"{100 * (answer['own'][n:] == column).mean():.1f}" for answer, column in strong]
 
 
 def part_two(peers, parts):
@@ -518,7 +525,7 @@ def ask_paretobandit(peers, parts):
                 "ceiling": ceiling,
                 "models": np.array(test.models),
             }
-            for which in ("cold", "warm"):
+            for which in PARETOBANDIT:
                 key = (part.name, part.seed, "ParetoBandit", which, ceiling)
                 peers.ask(key, "ParetoBandit", which, part.seed, arrays)
 
@@ -581,18 +588,17 @@ def answered(chosen, decide, learn):
 
 
 def part_four(peers, parts):
-    print(f"\n4. Ten models, {STREAM:,} requests one after the other under a ceiling on mean cost\n")
+    print(f"\n4. Ten models, {STREAM:,} requests in turn under a ceiling on the mean cost\n")
     rows, absent = [], []
     for at, share in enumerate(CEILINGS):
         found = {}
         for part in parts:
             ceiling = ceilings(part)[at]
-            for which in ("cold", "warm"):
+            for which, name in PARETOBANDIT.items():
                 answer = peers.said[(part.name, part.seed, "ParetoBandit", which, ceiling)]
                 if isinstance(answer, str):
                     absent.append(f"ParetoBandit, {which}: {answer}")
                 else:
-                    name = {"cold": "no log", "warm": "priors from a log"}[which]
                     figures = online_figures(part, answer, ceiling)
                     found.setdefault(f"ParetoBandit, {name}", []).append(figures)
             mine = {
@@ -672,7 +678,8 @@ def main():
             if number in wanted:
                 show(peers, parts[number])
     children = os.times().children_user + os.times().children_system
-    print(f"\n{time.process_time() - start:.0f} s of processor time here, {children:.0f} s of peers")
+    here = time.process_time() - start
+    print(f"\n{here:.0f} s of processor time here, {children:.0f} s in the peers' process")
 
 
 if __name__ == "__main__":

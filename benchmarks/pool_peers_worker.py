@@ -385,26 +385,44 @@ def automix(_which, job, _models, seed):
 # ---- ParetoBandit
 
 
-def paretobandit(_which, job, models, seed):
-    """Its router under its pacer on a stream, each cost told as its own demonstration does."""
+def paretobandit(which, job, models, seed):
+    """Its router under its pacer on a stream, each cost told as its own demonstration does.
+
+    Cold: nothing known before; warm: priors that it makes from a log. Both with the settings that
+    the package ships for the case. "Unpenalised" leaves out the fixed penalty on costs that its
+    constructor sets beside the pacer's.
+    """
     from pareto_bandit import BanditRouter, FeatureService
     from pareto_bandit.budget_pacer import BudgetPacer
-    from pareto_bandit.config import BEST_K3_TABULA_RASA_HPARAMS as COLD
+    from pareto_bandit.config import BEST_K3_HPARAMS, BEST_K3_TABULA_RASA_HPARAMS
+    from sklearn.decomposition import PCA
 
     registry = {
         model: {"input_cost_per_m": 1e6 * float(prompt), "output_cost_per_m": 1e6 * float(output)}
         for model, (prompt, output) in zip(models, job["price"], strict=True)
     }
-    stream = np.concatenate([job["x"], np.ones((len(job["x"]), 1))], axis=1)
-    router = BanditRouter.create(
-        model_registry=registry,
-        feature_service=FeatureService.for_precomputed(stream.shape[1]),
-        priors="none",
-        alpha=COLD["alpha"],
-        forgetting_factor=COLD["forgetting_factor"],
-        bandit_seed=seed,
-        budget_pacer=BudgetPacer(target_avg_spend_usd=float(job["ceiling"])),
-    )
+    pca = PCA(int(job["components"]), svd_solver="full").fit(job["raw_train"])
+    x = pca.transform(job["raw"]) / np.sqrt(pca.explained_variance_)
+    stream = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    warm = which.startswith("warm")
+    best = BEST_K3_HPARAMS if warm else BEST_K3_TABULA_RASA_HPARAMS
+    penalty = {"cost_penalty": 0.0} if which.endswith("unpenalised") else {}
+    with tempfile.TemporaryDirectory() as folder:
+        priors, seconds = "none", 0.0
+        if warm:
+            priors = str(Path(folder) / "priors.joblib")
+            seconds = paretobandit_priors(job, models, pca, priors)
+        router = BanditRouter.create(
+            model_registry=registry,
+            feature_service=FeatureService.for_precomputed(stream.shape[1]),
+            priors=priors,
+            prior_n_effective=best["prior_n_effective"],
+            alpha=best["alpha"],
+            forgetting_factor=best["forgetting_factor"],
+            bandit_seed=seed,
+            budget_pacer=BudgetPacer(target_avg_spend_usd=float(job["ceiling"])),
+            **penalty,
+        )
     column = {name: m for m, name in enumerate(models)}
     chosen, decide, learn = [], 0.0, 0.0
     for at, x in enumerate(stream):
@@ -420,10 +438,33 @@ def paretobandit(_which, job, models, seed):
         chosen.append(m)
     return {
         "own": np.array(chosen),
-        "seconds": 0.0,
+        "seconds": seconds,
         "microseconds": 1e6 * decide / len(stream),
         "learning": 1e6 * learn / len(stream),
     }
+
+
+def paretobandit_priors(job, models, pca, path):
+    """Its own priors from a log, to a file; seconds."""
+    from hashlib import sha256
+
+    from pareto_bandit import generate_warmup_priors
+
+    names = [f"query {at}" for at in range(len(job["raw_train"]))]
+    vectors = {
+        sha256(name.encode()).hexdigest(): vector
+        for name, vector in zip(names, job["raw_train"], strict=True)
+    }
+    rewards = [
+        {"prompt": name, "rewards": dict(zip(models, row.tolist(), strict=True))}
+        for name, row in zip(names, job["train_quality"], strict=True)
+    ]
+    _, seconds = seconds_of(
+        lambda: generate_warmup_priors(
+            rewards, "given", pca, output_path=path, precomputed_raw_embeddings=vectors
+        )
+    )
+    return seconds
 
 
 PEERS = {

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.pool.turns import last_turn
 from pointsman.serve.refusal import RefusalError
-from pointsman.serve.request import last_turn, parse
+from pointsman.serve.request import parse
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

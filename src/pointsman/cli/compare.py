@@ -113,8 +113,11 @@ class Bar:
 )
 @click.option("--seed", default=0, show_default=True, help="Fixes everything random.")
 @click.option("--resume", is_flag=True, help="Continue a run that was cut off.")
-@click.option("--rows", type=int, metavar="N", help="Work on a random sample of N training rows.")
+@click.option(
+    "--rows", type=int, metavar="N", help="Work on a sample of N training rows (of a log: queries)."
+)
 @click.option("--query", metavar="COLUMN", help="Of a log: the column with the queries.")
+@click.option("--models", metavar="LIST", help="Of a log: its models, if columns are ambiguous.")
 @click.option("--reference", metavar="MODEL", help="Of a log: the model whose quality is kept.")
 @click.option(
     "--prices",
@@ -147,6 +150,7 @@ def command(
     rows: int | None,
     large: bool,
     query: str | None,
+    models: str | None,
     reference: str | None,
     prices: Path | None,
     group: tuple[str, ...],
@@ -169,7 +173,9 @@ def command(
     asked = " ".join(
         shlex.quote(word) for word in ["pointsman", *sys.argv[1:]] if word != "--resume"
     )
-    asked_of_log = LogOptions(query, reference, prices, group, quality_range, encoder, examples)
+    asked_of_log = LogOptions(
+        query, models, reference, prices, group, quality_range, encoder, examples
+    )
     request = Request(max_drop, confidence, cost, chosen, seed, asked)
     request.check("features")
     if asked_of_log.given() or looks_like_log(data):

@@ -1,7 +1,7 @@
 """What `pointsman compare` is to do, from its options: a data set's networks, or a log's models."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class LogOptions:
     """Options that only an evaluation log has; see `pointsman compare --help`."""
 
     query: str | None = None
+    models: str | None = None
     reference: str | None = None
     prices: Path | None = None
     groups: tuple[str, ...] = ()
@@ -41,8 +42,13 @@ class LogOptions:
 
     def given(self) -> bool:
         """Whether one was given, so that the file is meant to be a log."""
-        named = (self.query, self.reference, self.prices, self.quality_range, self.encoder)
-        return any(option is not None for option in named) or bool(self.groups)
+        return replace(self, examples=LogOptions.examples) != LogOptions()
+
+    def names(self) -> list[str] | None:
+        """The models named, if any."""
+        if self.models is None:
+            return None
+        return [name.strip() for name in self.models.split(",") if name.strip()]
 
     def scale(self) -> tuple[float, float] | None:
         """Lowest and highest score.
@@ -127,6 +133,7 @@ def log_job(
     log = read_log(
         data,
         query=options.query,
+        models=options.names(),
         prices=options.prices,
         groups=options.groups or None,
         quality_range=options.scale(),

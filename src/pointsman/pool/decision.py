@@ -46,6 +46,8 @@ class Decision:
         setting: the one that chance picked.
         prediction: (1, M) expected before any answer.
         probabilities: model to the probability, over the mixture's chance, to be asked first.
+        outright: model to the probability to be asked first and to have its answer given whatever
+            it is; the rest of `probabilities` is what is judged first.
         step: what to do now.
         asked: models asked so far with their signals.
     """
@@ -77,8 +79,11 @@ class Decision:
         self.step: Step = steps[place]
         self.asked: list[tuple[int, float | None]] = []
         self.probabilities = dict.fromkeys(models, 0.0)
+        self.outright = dict.fromkeys(models, 0.0)
         for share, step in zip(point.mix, steps, strict=True):
             self.probabilities[models[step.model]] += share.share
+            if step.final:
+                self.outright[models[step.model]] += share.share
         self.probability = self.probabilities[models[self.step.model]]
 
     @property

@@ -69,12 +69,10 @@ class Bill:
             return
         first, *others = self._entries
         try:
-            await self.store.settle(first, self.spent, row)
+            await self.store.settle(first, self.spent, row, releasing=tuple(others))
         except InputError:
             self.done = False
             raise
-        for entry in others:
-            await self.store.release(entry)
 
     async def close(self) -> None:
         """Settle what was spent, or give back what was set aside where nothing was."""

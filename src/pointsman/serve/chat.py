@@ -169,6 +169,7 @@ class Answering:
         if name != plan.model:
             plan.why = f"{plan.model} did not answer"
             if not self.asked:
+                plan.how = "substitute"
                 plan.propensity = plan.propensities = None
         self.asked.append(name)
 
@@ -272,6 +273,9 @@ class Answering:
             "task": self.client.header(b"x-pointsman-task"),
             "point": plan.point,
             "model": self.asked[0],
+            "answered": exchange.model,
+            "how": plan.how,
+            "policy": None if plan.how is None else self.generation.learning.name,
             "propensity": plan.propensity,
             "propensities": plan.propensities,
             "predicted_quality": plan.quality,

@@ -133,6 +133,10 @@ class Serving:
         pace_keys: spread the budget of each key that has one in the same way.
         fall_back: where feedback says that the certificate does not hold, requests for the
             certified point go to the reference model.
+        explore: share of the requests for points that go to a model drawn evenly, so that the
+            served log knows of all of them; never those for the certified point, nor of keys with
+            a floor.
+        explore_certified: those for the certified point too, whose promise is then without them.
     """
 
     point: str = "certified"
@@ -141,6 +145,8 @@ class Serving:
     pace_period: Literal["hour", "day", "month"] = "day"
     pace_keys: bool = False
     fall_back: bool = True
+    explore: float = 0.0
+    explore_certified: bool = False
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,10 @@ def _check(config: Config, name: str) -> None:
         if each.startswith("pointsman"):
             raise InputError(f"{name}: the name {each!r} is kept for points of the policy")
         secret(model.api_key, config.folder)
+    if config.policy.explore > 1:
+        raise InputError(
+            f"{name} [policy]: explore is a share from 0 to 1, got {config.policy.explore:g}"
+        )
     for each, signal in config.signals.items():
         if signal.kind == "verifier" and signal.model not in config.models:
             raise InputError(

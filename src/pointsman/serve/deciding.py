@@ -51,9 +51,9 @@ class Plan:
         quality: predicted, or None.
         cost: predicted, in US$, or None.
         decision: of the policy, or None.
-        propensity: probability with which `model` was to be asked first; None where the policy did
-            not decide that.
-        propensities: of every model, or None.
+        how: `model` was chosen, see `store.records.HOW`; None where the request names it.
+        propensity: probability of what is done first; None where it is not known.
+        propensities: of every model to be asked first and its answer given, or None.
     """
 
     point: str | None
@@ -64,6 +64,7 @@ class Plan:
     quality: float | None = None
     cost: float | None = None
     decision: Decision | None = None
+    how: str | None = None
     propensity: float | None = None
     propensities: Mapping[str, float] | None = None
 
@@ -146,15 +147,18 @@ class Decider:
                 raise RefusalError(400, str(error)) from None
             return self._unencoded(request, point.name)
         plan = self._fitted(request, decision, point.name)
-        if alarm:
-            plan.why = "drift alarm: the certificate does not hold, so the reference answers"
+        if not alarm:
+            return self._explored(request, key, plan, decision)
+        plan.why = "drift alarm: the certificate does not hold, so the reference answers"
+        plan.how = "alarm" if plan.how == "policy" else plan.how
         return plan
 
     def next(self, request: ChatRequest, plan: Plan, step: Step) -> Plan:
         """The plan for a further step of the same decision."""
         assert plan.decision is not None
         found = self._fitted(request, plan.decision, plan.point or "", step)
-        found.propensity, found.propensities = plan.propensity, plan.propensities
+        found.how, found.propensity = plan.how, plan.propensity
+        found.propensities = plan.propensities
         return found
 
     def points(self, key: Key | None = None) -> list[str]:
@@ -212,7 +216,7 @@ class Decider:
         if not able:
             raise _cannot(request.needs)
         why = "the query could not be encoded, so the reference answers"
-        return Plan(point, able[0], able[1:], why)
+        return Plan(point, able[0], able[1:], why, how="substitute")
 
     def _fitted(
         self, request: ChatRequest, decision: Decision, point: str, step: Step | None = None
@@ -238,13 +242,54 @@ class Decider:
             decision=decision,
         )
         if chosen != step.model:
+            plan.how = "substitute"
             plan.why = f"{names[step.model]} cannot take this request"
             plan.quality = float(prediction.quality[0, chosen])
             plan.cost = float(prediction.cost[0, chosen])
         elif first:
-            plan.propensity = float(decision.probability)
-            plan.propensities = decision.probabilities
+            plan.how = "policy" if step.final else "cascade"
+            if all(m in able for m, name in enumerate(names) if decision.probabilities[name] > 0):
+                outright = decision.outright[plan.model]
+                every = decision.probabilities[plan.model]
+                plan.propensity = float(outright if step.final else every - outright)
+                plan.propensities = dict(decision.outright)
         return plan
+
+    def _explored(
+        self, request: ChatRequest, key: Key | None, plan: Plan, decision: Decision
+    ) -> Plan:
+        """The plan, or by chance another for a model drawn evenly among those that are able.
+
+        Either way the probabilities become those of the mixture of both.
+        """
+        serving, names = self.config.policy, self.policy.models
+        promised = plan.point == CERTIFIED and not serving.explore_certified
+        if not serving.explore or promised or (key is not None and key.floor is not None):
+            return plan
+        share = serving.explore
+        able = [m for m, name in enumerate(names) if fits(self.config.models[name], request.needs)]
+        if plan.propensity is not None and plan.propensities is not None:
+            mixed = {name: (1 - share) * p for name, p in plan.propensities.items()}
+            for m in able:
+                mixed[names[m]] += share / len(able)
+            plan.propensities = mixed
+            plan.propensity = mixed[plan.model] if plan.final else (1 - share) * plan.propensity
+        if self.chance() >= share:
+            return plan
+        drawn = able[int(self.chance() * len(able))]
+        prediction, known = decision.prediction, plan.propensities
+        return Plan(
+            point=plan.point,
+            model=names[drawn],
+            others=[names[m] for m in _order(prediction, drawn) if m in able],
+            why="explored: drawn evenly among the models",
+            quality=float(prediction.quality[0, drawn]),
+            cost=float(prediction.cost[0, drawn]),
+            decision=decision,
+            how="explored",
+            propensity=None if known is None else known[names[drawn]],
+            propensities=known,
+        )
 
 
 def fits(model: Model, needs: Needs) -> bool:

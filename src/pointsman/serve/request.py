@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from json.decoder import JSONDecoder
 from typing import Any, NamedTuple
 
+from pointsman.pool.turns import last_turn, message_texts
 from pointsman.serve.refusal import RefusalError
 
 BYTES_PER_TOKEN = 4.0  # of English text, for what is not counted by an upstream
 TOKENS_PER_PART = 1000  # of an image or a recording, for the same
-READ_TEXT = 200_000  # characters of a query that routing looks at
 
 _WHITE = " \t\n\r"
 
@@ -136,18 +136,6 @@ def parse(body: bytes) -> ChatRequest:
     return ChatRequest(text, spans, values, last_turn(messages), needs, prompt)
 
 
-def last_turn(messages: Iterable[Mapping[str, Any]]) -> str:
-    """The text parts of the last turn of the user, joined by line breaks."""
-    turn: list[str] = []
-    for message in reversed(list(messages)):
-        if message.get("role") == "user":
-            turn[:0] = _texts(message.get("content"))
-        elif turn:
-            break
-    query = "\n".join(turn)[:READ_TEXT]
-    return query.encode("utf-8", "replace").decode() if not query.isascii() else query
-
-
 def _check(values: Mapping[str, Any]) -> None:
     model, messages = values.get("model"), values.get("messages")
     if not isinstance(model, str) or not model:
@@ -167,21 +155,12 @@ def _check(values: Mapping[str, Any]) -> None:
             raise RefusalError(400, f"{key} must be {words}", param=key)
 
 
-def _texts(content: Any) -> list[str]:
-    if isinstance(content, str):
-        return [content]
-    if not isinstance(content, list):
-        return []
-    texts = (part.get("text") for part in content if isinstance(part, dict))
-    return [text for text in texts if isinstance(text, str)]
-
-
 def _measure(messages: Iterable[Mapping[str, Any]]) -> tuple[int, list[str]]:
     """Characters of all text, and "image", "audio" or "other" for every other part."""
     characters, kinds = 0, []
     for message in messages:
         content = message.get("content")
-        characters += sum(len(text) for text in _texts(content))
+        characters += sum(len(text) for text in message_texts(content))
         if isinstance(content, list):
             kinds += [_kind(part) for part in content if isinstance(part, dict)]
         calls = message.get("tool_calls")

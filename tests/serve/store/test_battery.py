@@ -411,7 +411,11 @@ def test_a_served_row_comes_back_as_it_went_in(run: Run, url: str) -> None:
         "point": "certified",
         "model": "small",
         "propensity": 0.25,
+        "answered": "large",
+        "how": "cascade",
+        "policy": "digest",
         "propensities": {"small": 0.25, "large": 0.75},
+        "context": {"small": 0.5},
         "predicted_quality": 0.8,
         "predicted_cost": 0.002,
         "cost": 0.0013,
@@ -462,24 +466,58 @@ def test_feedback_is_written_to_the_row_and_the_last_word_counts(run: Run, url: 
     with_store(run, url, test)
 
 
-def test_feedback_can_be_followed_as_it_comes(run: Run, url: str) -> None:
+def test_feedback_is_handed_out_until_it_was_learned_from(run: Run, url: str) -> None:
     clock = Clock()
 
     async def test(store: Store) -> None:
-        for i in range(4):
-            await store.serve_log({**ROW, "id": f"r{i}"})
-        assert await store.judged(0.0) == []
-        for i in (2, 0, 3):
+        for i in range(60):
+            await store.serve_log({**ROW, "id": f"r{i}", "policy": "p" if i else "other"})
+        assert await store.unheard("p") == []
+        for i in (2, 0, 3, 1):
             clock.now += 1
             await store.feedback(f"r{i}", i / 4)
-        came = await store.judged(0.0)
-        assert [(row["id"], row["quality"]) for _, row in came] == [
-            ("r2", 0.5),
-            ("r0", 0.0),
+        await store.feedback("r2", 1.0)  # a later word does not change the order
+        came = await store.unheard("p")
+        assert [(row["id"], row["quality"]) for row in came] == [
+            ("r2", 1.0),
             ("r3", 0.75),
+            ("r1", 0.25),
         ]
-        assert [row["id"] for _, row in await store.judged(came[0][0], most=1)] == ["r0"]
-        assert await store.judged(clock.now) == []
+        assert [row["id"] for row in await store.unheard("p", most=1)] == ["r2"]
+        assert await store.learned("p") == (0, "")
+        assert await store.learn("p", 0, "first", ["r2", "r3"])
+        assert await store.learned("p") == (1, "first")
+        assert not await store.learn("p", 0, "late", ["r1"])
+        assert [row["id"] for row in await store.unheard("p")] == ["r1"]
+        await store.feedback("r2", 0.0)
+        assert [row["id"] for row in await store.unheard("p")] == ["r1"]
+        for i in range(4, 60):
+            await store.feedback(f"r{i}", 1.0)
+        heard = [row["id"] for row in await store.unheard("p")]
+        assert len(heard) == 57
+        assert await store.learn("p", 1, "second", heard)
+        assert await store.unheard("p") == []
+        assert await store.learned("p") == (2, "second")
+        assert len(await store.unheard("other")) == 1
+
+    with_store(run, url, test, clock)
+
+
+def test_costs_are_summed_by_hours(run: Run, url: str) -> None:
+    clock = Clock()
+
+    async def test(store: Store) -> None:
+        clock.now = begin = 3600.0 * 400_000
+        for i, (wait, cost) in enumerate([(10, 0.5), (3590, 0.25), (10, 0.125)]):
+            clock.now += wait
+            assert await store.reserve(ANONYMOUS, 1.0, f"h{i}")
+            assert await store.settle(f"h{i}", cost)
+            assert not await store.settle(f"h{i}", cost)
+        assert await store.paid(begin) == {ANONYMOUS: (0.875, 3)}
+        assert await store.paid(begin + 3600) == {ANONYMOUS: (0.375, 2)}
+        assert await store.paid(begin + 7200) == {}
+        await store.prune(begin + 3600)
+        assert await store.paid(begin) == {ANONYMOUS: (0.375, 2)}
 
     with_store(run, url, test, clock)
 

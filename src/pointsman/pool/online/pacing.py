@@ -104,16 +104,25 @@ class Pacer:
             self._paid = MEMORY * self._paid + cost
             self._expected = MEMORY * self._expected + expected
 
-    def sync(self, spent: float, requests: float | None = None, now: float | None = None) -> None:
+    def sync(
+        self,
+        spent: float,
+        requests: float | None = None,
+        now: float | None = None,
+        *,
+        pending: float = 0.0,
+    ) -> None:
         """Take over what the ledger says of this period, where several processes share a budget.
 
         Args:
             spent: settled and reserved so far, by all of them.
             requests: so far, of all of them; None: as counted here.
             now: time, from the clock where it is None.
+            pending: what calls under way are expected to cost and `spent` does not hold.
         """
         at = self._roll(now)
-        self._spent, self._pending = check_between("spent", spent, 0.0, math.inf), 0.0
+        self._spent = check_between("spent", spent, 0.0, math.inf)
+        self._pending = check_between("pending", pending, 0.0, math.inf)
         counted = float(self._course.sum())
         if requests is not None and requests != counted:
             if counted > 0:
@@ -136,6 +145,17 @@ class Pacer:
             return 1.0
         held = FIRM * (1 - MEMORY) * self._expected
         return min(max((self._paid + held) / (self._expected + held), 1 / SWING), SWING)
+
+    @property
+    def begin(self) -> float:
+        """When the present period began, in seconds since 1970."""
+        self._roll(None)
+        return self._begin
+
+    @property
+    def pending(self) -> float:
+        """What calls under way are expected to cost."""
+        return self._pending
 
     @property
     def spent(self) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointsman.errors import InputError
+from pointsman.pool.turns import last_turn
 
 Array = npt.NDArray[np.float64]
 
@@ -146,8 +147,6 @@ def _said(cell: Any) -> str:
     """Of a list of chat messages what a gateway would route by, of anything else its text."""
     if not _is_chat(cell):
         return str(cell)
-    from pointsman.serve.request import last_turn
-
     return last_turn(_plain(cell))
 
 

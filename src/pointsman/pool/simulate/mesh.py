@@ -104,15 +104,14 @@ class Node:
         memory: of the models on it, or None for as much as they like.
         admission: take only what, simulated ahead, makes no token late, its own or another's.
         margin: predicted times are taken so much longer when simulating ahead, 1 or more.
-        error: standard deviation of the logarithm of actual over predicted times; 0 is exact.
-        seed: of the errors.
+        slower: actual over predicted times; 1 is exact.
 
     Attributes:
         now: end of the latest iteration, in seconds.
         jobs: unfinished.
 
     Raises:
-        InputError: a margin below 1 or an error below 0.
+        InputError: a margin below 1, or `slower` not above 0.
 
     Source: Xu et al., "LLM-Mesh: Enabling Elastic Sharing for Serverless LLM Inference" (2025,
     arXiv 2507.00507), from descriptions. Settled here: the length of the output is known; resizing
@@ -122,26 +121,26 @@ class Node:
     def __init__(
         self,
         order: Order = least_headroom,
-        profile: Profile = Profile(),  # noqa: B008 - frozen
+        profile: Profile = Profile(),
         *,
         memory: StepMemory | None = None,
         admission: bool = True,
         margin: float = 1.0,
-        error: float = 0.0,
-        seed: int = 0,
+        slower: float = 1.0,
     ) -> None:
-        if not margin >= 1 or not error >= 0:
-            raise InputError(f"margin must be 1 or more and error 0 or more: {margin}, {error}")
+        if not margin >= 1 or not slower > 0:
+            raise InputError(
+                f"margin must be 1 or more and slower above 0, got {margin} and {slower}"
+            )
         self.order = order
         self.profile = profile
         self.memory = memory
         self.admission = admission
         self.margin = margin
-        self.error = error
+        self.slower = slower
         self.now = 0.0
         self.jobs: list[Job] = []
         self._last = 0
-        self._rng = np.random.default_rng(seed)
 
     def load(self, model: int) -> int:
         """Unfinished requests of a model."""
@@ -152,10 +151,8 @@ class Node:
         finished = []
         while self.jobs and self.now < until:
             seconds, batch = self._next(self.jobs, self._last)
-            if self.error:
-                seconds *= float(np.exp(self.error * self._rng.normal()))
             self._last = batch[0].request.model
-            self.now += seconds
+            self.now += self.slower * seconds
             finished += _yield_tokens(self.jobs, batch, self.now)
         if until < inf:
             self.now = max(self.now, until)

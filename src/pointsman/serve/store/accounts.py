@@ -7,7 +7,7 @@ from typing import Any
 
 from pointsman.errors import InputError
 from pointsman.serve.store.money import dollars
-from pointsman.serve.store.operations import Rows, Steps
+from pointsman.serve.store.operations import HOUR, Rows, Steps
 from pointsman.serve.store.records import Key, Process, Reservation, Total
 
 _KEY = "id, name, rate_per_minute, budget, period, points, floor, created, revoked"
@@ -162,6 +162,7 @@ def prune(before: float) -> Steps[tuple[int, int]]:
     )
     entries = yield f"SELECT COUNT(*) FROM (SELECT request {_OLD}) old", (before,)
     yield f"DELETE FROM ledger WHERE request IN (SELECT request {_OLD})", (before,)
+    yield "DELETE FROM hours WHERE hour < ?", (int(before // HOUR),)
     rows = yield f"SELECT COUNT(*) FROM (SELECT id {_OLD_ROWS}) old", (before,)
     yield f"DELETE FROM served WHERE id IN (SELECT id {_OLD_ROWS})", (before,)
     return entries[0][0], rows[0][0]

@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 Rows = list[tuple[Any, ...]]
 Steps = Generator[tuple[str, tuple[Any, ...]], Rows, Result]
 
+HOUR = 3600  # seconds
 RESERVED, SETTLED, RELEASED = 0, 1, 2
 UNLIMITED = 2**63 - 1
 
@@ -36,6 +37,9 @@ _SETTLE_LATE = """UPDATE ledger SET state = 1, cost = ?, ended_at = ?
     WHERE request = ? AND state = 2 RETURNING key_id, period, 0"""
 _COUNT = """UPDATE spending SET settled = settled + ?, reserved = reserved - ?
     WHERE key_id = ? AND period = ?"""
+_COUNT_HOUR = """INSERT INTO hours (key_id, hour, settled, requests) VALUES (?, ?, ?, 1)
+    ON CONFLICT (key_id, hour) DO UPDATE SET settled = hours.settled + excluded.settled,
+    requests = hours.requests + 1"""
 _RELEASE = """UPDATE ledger SET state = 2, cost = 0, ended_at = ? WHERE request = ? AND state = 0
     RETURNING key_id, period, amount"""
 _STATE = "SELECT state, cost FROM ledger WHERE request = ?"
@@ -88,6 +92,7 @@ def settle(
     if found:
         key, period, amount = found[0]
         yield _COUNT, (cost, amount, key, period)
+        yield _COUNT_HOUR, (key, int(now // HOUR), cost)
     else:
         before = yield _STATE, (request,)
         if not before:
@@ -120,6 +125,16 @@ def spent(key: int, period: str) -> Steps[tuple[int, int]]:
         (key, period),
     )
     return (found[0][0], found[0][1]) if found else (0, 0)
+
+
+def paid(since: float) -> Steps[dict[int, tuple[int, int]]]:
+    """What each key settled in the hours since a moment, and in how many requests."""
+    found = yield (
+        "SELECT key_id, CAST(SUM(settled) AS BIGINT), CAST(SUM(requests) AS BIGINT) FROM hours"
+        " WHERE hour >= ? GROUP BY key_id",
+        (int(since // HOUR),),
+    )
+    return {key: (settled, requests) for key, settled, requests in found}
 
 
 _LATER = "CASE WHEN full_at > ? THEN full_at ELSE ? END"
@@ -164,24 +179,58 @@ def log_served(row: Row) -> Steps[None]:
 
 
 def feedback(request: str, quality: float, key: int | None, now: float) -> Steps[Row | None]:
-    """Write the quality of a served answer, the last word counts; None if it is not there."""
+    """Write the quality of a served answer, the last word counts; None if it is not there.
+
+    The moment is that of the first word, so that those who learn from it hear of a row once.
+    """
     whose, args = ("", ()) if key is None else (" AND key = ?", (key,))
     found = yield (
-        f"UPDATE served SET quality = ?, judged = ? WHERE id = ?{whose}"
+        f"UPDATE served SET quality = ?, judged = COALESCE(judged, ?) WHERE id = ?{whose}"
         f" RETURNING {', '.join(SERVED)}",
         (quality, now, request, *args),
     )
     return served_row(found[0]) if found else None
 
 
-def judged(after: float, most: int) -> Steps[list[tuple[float, Row]]]:
-    """Rows with feedback that came after a moment, in the order in which it came."""
+def unheard(policy: str, most: int) -> Steps[list[Row]]:
+    """Rows of a policy with feedback that nobody has learned from, the oldest feedback first."""
     found = yield (
-        f"SELECT judged, {', '.join(SERVED)} FROM served WHERE judged > ?"
-        f" ORDER BY judged, id LIMIT {most:d}",
-        (after,),
+        f"SELECT {', '.join(SERVED)} FROM served WHERE policy = ? AND judged IS NOT NULL"
+        f" AND heard = 0 ORDER BY judged, id LIMIT {most:d}",
+        (policy,),
     )
-    return [(cells[0], served_row(cells[1:])) for cells in found]
+    return [served_row(cells) for cells in found]
+
+
+def learned(name: str) -> Steps[tuple[int, str]]:
+    """What was learned under a name, after its version; (0, "") where nothing was."""
+    found = yield "SELECT version, body FROM learned WHERE name = ?", (name,)
+    return (found[0][0], found[0][1]) if found else (0, "")
+
+
+_LEARN_FIRST = """INSERT INTO learned (name, version, body) VALUES (?, 1, ?)
+    ON CONFLICT DO NOTHING RETURNING 1"""
+_LEARN = """UPDATE learned SET version = version + 1, body = ? WHERE name = ? AND version = ?
+    RETURNING 1"""
+AT_ONCE = 50  # rows that are marked by one statement
+_HEARD = f"UPDATE served SET heard = 1 WHERE id IN ({', '.join('?' * AT_ONCE)})"
+
+
+def learn(name: str, version: int, body: str, heard: tuple[str, ...]) -> Steps[bool]:
+    """Put what was learned in the place of this version, and mark the rows that it comes from.
+
+    False, and nothing is changed, where somebody else has learned since.
+    """
+    if version:
+        done = yield _LEARN, (body, name, version)
+    else:
+        done = yield _LEARN_FIRST, (name, body)
+    if not done:
+        return False
+    for start in range(0, len(heard), AT_ONCE):
+        some = heard[start : start + AT_ONCE]
+        yield _HEARD, (*some, *some[-1:] * (AT_ONCE - len(some)))
+    return True
 
 
 def served(request: str) -> Steps[Row | None]:
@@ -204,6 +253,7 @@ def _cell(value: Any) -> Any:
 def served_row(cells: tuple[Any, ...]) -> Row:
     """A row of the served log as a mapping."""
     row = dict(zip(SERVED, cells, strict=True))
-    if row["propensities"] is not None:
-        row["propensities"] = json.loads(row["propensities"])
+    for name in ("propensities", "context"):
+        if row[name] is not None:
+            row[name] = json.loads(row[name])
     return row

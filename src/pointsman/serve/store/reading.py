@@ -9,8 +9,9 @@ from pointsman.errors import InputError
 from pointsman.serve.store.opening import sqlite_path
 from pointsman.serve.store.operations import served_row
 from pointsman.serve.store.records import SERVED, Row, StoreError
-from pointsman.serve.store.schema import APPLICATION
+from pointsman.serve.store.schema import APPLICATION, VERSION
 
+OLDER = "holds a store of an older version: `pointsman keys list --store URL` brings it up to date"
 _SERVED = f"SELECT {', '.join(SERVED)} FROM served WHERE time >= "
 
 
@@ -40,6 +41,8 @@ def _sqlite(url: str, since: float) -> Iterator[Row]:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
             if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
                 raise InputError(f"{path} is no store of the gateway: give the one that it uses")
+            if connection.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+                raise InputError(f"{path} {OLDER}")
             for cells in connection.execute(f"{_SERVED}? ORDER BY time, id", (since,)):
                 yield served_row(cells)
     except sqlite3.Error as error:
@@ -60,6 +63,8 @@ def _postgres(url: str, since: float) -> Iterator[Row]:
                 cursor.itersize = 1000
                 for cells in cursor.execute(f"{_SERVED}%s ORDER BY time, id", (since,)):
                     yield served_row(cells)
+    except psycopg.errors.UndefinedColumn as error:
+        raise InputError(f"this database {OLDER}") from error
     except psycopg.errors.UndefinedTable as error:
         raise InputError("this database has no store of the gateway in it") from error
     except psycopg.Error as error:

@@ -19,8 +19,12 @@ SERVED = (
     "task",
     "point",
     "model",
+    "answered",
+    "how",
+    "policy",
     "propensity",
     "propensities",
+    "context",
     "predicted_quality",
     "predicted_cost",
     "cost",
@@ -30,12 +34,23 @@ SERVED = (
 """Columns of the served log.
 
 `id` of the request; `time` in seconds since 1970; `key`, the id of the key; `query`, None unless
-the text is logged; `task` or None; `point` of the policy; `model` that was chosen first;
-`propensity`, the probability with which it was; `propensities`, a mapping from every model to its
-probability; `predicted_quality`; `predicted_cost` and `cost` in US$; `latency` in seconds;
-`quality`, None until there is feedback.
+the text is logged; `task` or None; `point` of the policy; `model` that was asked first; `answered`,
+the model whose answer was given, which differs where a cascade went on; `how` the model was chosen
+(see `HOW`; None where the request named it); `policy`, a digest of the one that decided;
+`propensities`, a mapping from every model to the probability with which it was to be asked first
+and its answer given whatever it is: what misses to one is what cascades have; `propensity` of what
+was done, which is that of `model`, or in a cascade the probability of one that begins with `model`;
+`context`, a mapping that a bandit decided by, or None; `predicted_quality`; `predicted_cost` and
+`cost` in US$; `latency` in seconds; `quality`, None until there is feedback.
 """
 
+HOW = ("policy", "cascade", "explored", "online", "alarm", "substitute")
+"""Ways in which the model asked first is chosen.
+
+"policy": its answer is given outright; "cascade": it is judged first; "explored": drawn evenly;
+"online": by the bandit; "alarm": the reference, since the certificate does not hold; "substitute":
+another than was chosen, since that one could not take the request or did not answer.
+"""
 
 NEEDED = ("id", "time", "key", "model")  # columns that every row has
 

@@ -5,7 +5,7 @@ edited. The same text serves SQLite and PostgreSQL but for `{identity}`, the typ
 counts itself.
 """
 
-VERSION = 1
+VERSION = 2
 APPLICATION = 0x706F696E  # "poin", the mark by which SQLite files of ours are known
 
 _FIRST = (
@@ -80,7 +80,31 @@ _FIRST = (
     "CREATE INDEX served_judged ON served (judged) WHERE judged IS NOT NULL",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (_FIRST,)
+_LEARNING = (
+    "ALTER TABLE served ADD COLUMN answered TEXT",
+    "ALTER TABLE served ADD COLUMN how TEXT",
+    "ALTER TABLE served ADD COLUMN policy TEXT",
+    "ALTER TABLE served ADD COLUMN context TEXT",
+    "ALTER TABLE served ADD COLUMN heard SMALLINT NOT NULL DEFAULT 0",
+    "DROP INDEX served_judged",
+    """CREATE INDEX served_unheard ON served (policy, judged)
+        WHERE judged IS NOT NULL AND heard = 0""",
+    """CREATE TABLE learned (
+        name TEXT PRIMARY KEY,
+        version BIGINT NOT NULL,
+        body TEXT NOT NULL
+    )""",
+    # What was settled by the hour, for budgets that are spread over a period of their own.
+    """CREATE TABLE hours (
+        key_id BIGINT NOT NULL,
+        hour BIGINT NOT NULL,
+        settled BIGINT NOT NULL,
+        requests BIGINT NOT NULL,
+        PRIMARY KEY (key_id, hour)
+    )""",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_FIRST, _LEARNING)
 
 
 def steps_from(version: int, identity: str) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pointsman.errors import InputError
@@ -196,6 +196,15 @@ class Store:
         settled, reserved = await self._read(lambda: operations.spent(key_id, period))
         return dollars(settled), dollars(reserved)
 
+    async def paid(self, since: float) -> dict[int, tuple[float, int]]:
+        """US$ that each key settled, and in how many requests, since an hour began.
+
+        Args:
+            since: seconds since 1970; the hour that it lies in counts as a whole.
+        """
+        found = await self._read(lambda: operations.paid(since))
+        return {key: (dollars(settled), requests) for key, (settled, requests) in found.items()}
+
     async def allow(self, key_id: int, cost: float = 1) -> tuple[bool, float]:
         """Whether the key may ask now, and if not, the seconds until it may.
 
@@ -246,13 +255,33 @@ class Store:
             lambda: operations.feedback(request_id, float(quality), key_id, self.clock())
         )
 
-    async def judged(self, after: float, most: int = 1000) -> list[tuple[float, Row]]:
-        """Feedback of all processes since a moment, so that each may watch all of it.
+    async def unheard(self, policy: str, most: int = 1000) -> list[Row]:
+        """Rows of a policy that were judged and not learned from yet, by any process.
+
+        They come in the order in which they were judged first, `most` at once.
+        """
+        return await self._read(lambda: operations.unheard(policy, most))
+
+    async def learned(self, name: str) -> tuple[int, str]:
+        """What was learned under a name, after its version; (0, "") where nothing was."""
+        return await self._read(lambda: operations.learned(name))
+
+    async def learn(self, name: str, version: int, body: str, heard: Sequence[str] = ()) -> bool:
+        """Put what was learned in the place of what there was, all in one transaction.
+
+        So every row is learned from once, whatever processes do at the same time: read the
+        version, then the rows, learn, and write; where that gives False begin again.
+
+        Args:
+            name: of what was learned.
+            version: that it was made from, 0 for none.
+            body: of what was learned.
+            heard: ids of the rows that it was learned from, which are not given out again.
 
         Returns:
-            Moments at which it came and the rows that it is about, oldest first, `most` at once.
+            Whether it was written: False if another process has learned since that version.
         """
-        return await self._read(lambda: operations.judged(after, most))
+        return await self._write(lambda: operations.learn(name, version, body, tuple(heard)))
 
     async def served(self, request_id: str) -> Row | None:
         """The row of a request in the served log, or None."""
