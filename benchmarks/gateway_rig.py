@@ -307,8 +307,6 @@ def litellm(
                 "model": f"openai/{name}",
                 "api_base": f"http://127.0.0.1:{stub_port}/v1",
                 "api_key": "none",
-                "input_cost_per_token": INPUT / 1e6,
-                "output_cost_per_token": OUTPUT / 1e6,
             },
         }
         for name in models

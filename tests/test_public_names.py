@@ -17,7 +17,8 @@ NAMES = {
         "random_mixing safest_first standard_error upper_bound"
     ),
     "pointsman.learn": (
-        "LeastSquaresGate PolyStep equal_weights gumbel_straight_through imitation k_means "
+        "LeastSquaresGate PolyStep clipped_surrogate direct_preference divergence equal_weights "
+        "generalized_advantages group_advantages gumbel_straight_through imitation k_means "
         "leave_one_out log_prob_without_replacement polytope_step rectified_straight_through "
         "sparsemixer straight_through"
     ),
@@ -67,7 +68,33 @@ NAMES = {
         "sampled_top_k similarity_aware slots_per_expert smear soft_value_network "
         "sparse_transport sparsely_gated successful_neighbours task_aware tutel"
     ),
-    "pointsman.pool": "Cascade",
+    "pointsman.pool": "Cascade Decision Log PoolPolicy read_log split_log",
+    "pointsman.pool.deferral": (
+        "Beliefs Bounds Confidence Gain LearnedDeferral Logistic Monotone Rule Window agreement "
+        "confidence margin token_log_probabilities token_margins verdict window_bounds"
+    ),
+    "pointsman.pool.features": (
+        "Encoder EndpointEncoder Features FolderEncoder TextEncoder VectorEncoder"
+    ),
+    "pointsman.pool.online": (
+        "Bandit ChangeDetection ChebyshevInverseGap Checks Choice DiscountedThompson "
+        "DiscountedUpperConfidence DriftAlarm Estimate Knapsack LikelihoodRatio LinearThompson "
+        "LinearUpperConfidence Pacer PageHinkley Replay RewardInaction ShiftWarning "
+        "SlidingWindowUpperConfidence TsallisInf Wealth doubly_robust effective_rows "
+        "explore_then_commit greedy inverse_propensity read_jsonl replay self_normalized weights"
+    ),
+    "pointsman.pool.programs": (
+        "Call Conditional Distribution Run SelfTaughtReasoner Table Trace ancestral "
+        "chain_of_thought consensus effective_size enumerated marginal probabilities rejection "
+        "same_answer selection_inference"
+    ),
+    "pointsman.pool.reading": "Price looks_like_log read_log read_prices read_queries split_log",
+    "pointsman.pool.routers": (
+        "Blend Constant Costs Forest GradientBoosting KMeans Linear MatrixFactorization "
+        "MultilayerPerceptron NearestNeighbours Pairwise PerTask Prediction PromptLength Router "
+        "SkillProfile"
+    ),
+    "pointsman.pool.strategies": "BeforeCall Chain RoutedCascade Single",
     "pointsman.run": (
         "Answer Confidence Stage StageCosts Thresholds evaluating outcomes_of_stages run_staged "
         "stage_thresholds staged_outcomes subset_thresholds"
@@ -77,6 +104,9 @@ NAMES = {
         "guarantees gumbel hashed margin max_probability negative_entropy prototypes rectified "
         "relu sinkhorn sparse_transport threshold top_k top_p window with_capacity "
         "within_best_group"
+    ),
+    "pointsman.serve.store": (
+        "ANONYMOUS Key Process Reservation SERVED Store StoreError Total open_store read_served"
     ),
     "pointsman.supernet": (
         "Nested PrefixBatchNorm2d PrefixConv2d PrefixLayerNorm PrefixLinear make_elastic"

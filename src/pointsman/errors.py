@@ -5,6 +5,7 @@
     ├── RouteError         a route, or the scores for one, that break their rules
     ├── UnitError          costs of different units mixed
     ├── PolicyError        a saved policy that cannot be read
+    ├── StoreError         keys and ledger of a gateway that cannot be read (in `serve.store`)
     └── UnreachableError   a quality or a budget that nothing reaches
 
 The text of an error is one line: the rule, what was received, where, and the way out.

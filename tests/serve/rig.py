@@ -46,6 +46,11 @@ class FakeDecision:
     probabilities: Mapping[str, float]
     probability: float = 1.0
     seen: list[float | None] = field(default_factory=list)
+    strategy: str = "fake"
+
+    @property
+    def outright(self) -> Mapping[str, float]:
+        return {m: p * self.step.final for m, p in self.probabilities.items()}
 
     def replaced(self, model: str, signal: float | None) -> Step:
         self.seen.append(signal)

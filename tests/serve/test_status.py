@@ -53,7 +53,7 @@ def with_gateway(test: Callable[[Gateway, Observer, io.StringIO], Any], **more: 
         observer = Observer(JsonLog(stream))
         policy = Policy(["small", "large"])
         gateway = Gateway(Generation(policy, config), store, observer.observe)
-        gateway.generation.alarm = alarm
+        gateway.generation.learning.alarm = alarm
         try:
             return await test(gateway, observer, stream)
         finally:

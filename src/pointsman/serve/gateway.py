@@ -1,9 +1,10 @@
 """What the endpoints share: configuration, policy, upstreams, store, and who may ask."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -11,23 +12,28 @@ from typing import TYPE_CHECKING
 
 from pointsman.pool.online.alarm import DriftAlarm
 from pointsman.pool.online.pacing import Pacer
+from pointsman.pool.online.shift import ShiftWarning
+from pointsman.pool.strategies.single import Single
 from pointsman.serve.bill import Bill
 from pointsman.serve.client import Client
 from pointsman.serve.config import Config
-from pointsman.serve.deciding import CERTIFIED, Decider, Plan, read_vector
-from pointsman.serve.drift import alarm_of
+from pointsman.serve.deciding import Decider, Plan, read_vector
 from pointsman.serve.keys import bearer, hash_key
+from pointsman.serve.learning import Learning
 from pointsman.serve.limits import Guesses
 from pointsman.serve.prices import Usage
 from pointsman.serve.refusal import RefusalError, overloaded
 from pointsman.serve.request import ChatRequest
-from pointsman.serve.store import ANONYMOUS, Key, Store
+from pointsman.serve.store import ANONYMOUS, Key, Store, StoreError
 from pointsman.serve.store.records import Row
 from pointsman.serve.upstream import Upstream, make_upstreams
 
 if TYPE_CHECKING:
     from pointsman.pool.policy import PoolPolicy
 
+log = logging.getLogger("pointsman.serve")
+
+SYNC = 3.0  # seconds between two looks at what other processes spent and learned
 PERIODS: dict[str, float | str] = {"hour": 3600.0, "day": "day", "month": "month"}
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
 
@@ -92,10 +98,16 @@ class Generation:
         known = {} if before is None else before.upstreams
         self.upstreams: dict[str, Upstream] = make_upstreams(config.models, config.folder, known)
         self.pacer = _pacer(policy, config, before)
-        self.alarm: DriftAlarm | None = alarm_of(policy)
-        if before is not None and _promises(before.policy) == _promises(policy):
-            self.alarm = before.alarm  # what it has seen still counts
+        self.learning = Learning(policy)
+        self.shift: ShiftWarning | None = ShiftWarning.of_policy(policy)
+        if before is not None and before.learning.name == self.learning.name:
+            self.learning, self.shift = before.learning, before.shift  # what they saw still counts
         self.requests = 0
+
+    @property
+    def alarm(self) -> DriftAlarm | None:
+        """Watches whether the certificate of the policy holds."""
+        return self.learning.alarm
 
 
 class Gateway:
@@ -208,6 +220,7 @@ class Gateway:
         plan = await asyncio.to_thread(decide) if generation.decider.slow else decide()
         if pacer is not None:
             pacer.request(plan.cost or 0.0)
+        self._watch_shift(generation, plan)
         exchange.plan, exchange.pacer = plan, pacer
         exchange.expected = plan.cost or 0.0
         exchange.decide_seconds = time.perf_counter() - exchange.read
@@ -216,17 +229,52 @@ class Gateway:
     async def feedback(self, request_id: str, quality: float, key: Key | None) -> bool:
         """How good a served answer was; whether there is such a request of this client.
 
-        The first word on an answer of the certified point counts for the alarm.
+        The first word on an answer is what the policy is watched by, and learns from.
         """
-        before = await self.store.served(request_id)
         row = await self.store.feedback(request_id, quality, None if key is None else key.id)
         if row is None:
             return False
-        first = before is not None and before["quality"] is None
-        if first and row["point"] == CERTIFIED and self.alarm is not None:
-            self.alarm.observe(quality)
+        with suppress(StoreError):  # it is written down, and will be heard later
+            await self.generation.learning.sync(self.store)
         self.judged(row)
         return True
+
+    async def sync(self, generation: Generation | None = None) -> None:
+        """Take over what all processes spent, and what they learned.
+
+        Args:
+            generation: to bring up to date; None: the one that is served.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
+        generation = generation or self.generation
+        await generation.learning.sync(self.store)
+        apart: set[int] = set()  # keys that do not count in the server's pacer
+        if generation.config.policy.pace_keys:
+            for key in await self.store.keys():
+                if key.budget is not None:
+                    apart.add(key.id)
+                    pacer = None if key.revoked is not None else self._pacer(generation, key)
+                    if pacer is not None:
+                        known = await self.store.paid(pacer.begin)
+                        pacer.sync(*known.get(key.id, (0.0, 0)), pending=pacer.pending)
+        if generation.pacer is not None:
+            paid = await self.store.paid(generation.pacer.begin)
+            some = [paid[each] for each in paid if each not in apart]
+            spent, requests = sum(cost for cost, _ in some), sum(count for _, count in some)
+            generation.pacer.sync(spent, requests, pending=generation.pacer.pending)
+
+    async def run(self, seconds: float = SYNC) -> None:
+        """Do so now and then, until cancelled."""
+        while True:
+            try:
+                await self.sync()
+            except StoreError:  # it is said by the requests that need the store
+                pass
+            except Exception:
+                log.exception("what other processes spent and learned was not taken over")
+            await asyncio.sleep(seconds)
 
     def record(self, exchange: Exchange) -> None:
         """A request is over: its pacer, metrics and logs learn of it."""
@@ -239,6 +287,16 @@ class Gateway:
     def key_id(key: Key | None) -> int:
         """The ledger's number for a client."""
         return ANONYMOUS if key is None else key.id
+
+    @staticmethod
+    def _watch_shift(generation: Generation, plan: Plan) -> None:
+        """Let the weaker warning see what the router expects of this query."""
+        decision = plan.decision
+        if generation.shift is None or decision is None or decision.strategy == Single.name:
+            return  # one model alone expects the same of every query
+        expected = dict(zip(generation.policy.models, decision.prediction.quality[0], strict=True))
+        stored = generation.shift.stored
+        generation.shift.observe({name: float(expected[name]) for name in stored})
 
     def _pacer(self, generation: Generation, key: Key | None) -> Pacer | None:
         if key is None or key.budget is None or not generation.config.policy.pace_keys:
@@ -258,10 +316,6 @@ class Gateway:
         for upstream in generation.upstreams.values():
             if id(upstream) not in kept:
                 upstream.pool.close()
-
-
-def _promises(policy: "PoolPolicy") -> tuple[object, object]:
-    return policy.certificate, policy.expected
 
 
 def _pacer(policy: "PoolPolicy", config: Config, before: Generation | None) -> Pacer | None:

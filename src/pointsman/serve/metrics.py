@@ -70,6 +70,7 @@ class Metrics:
         self._asked = gauge("upstream_in_flight", "Requests that the model works on.", "model")
         self._queue = gauge("upstream_queue", "Requests that wait for the model.", "model")
         self._alarm = gauge("certificate_alarm", "1 where feedback says that it does not hold.")
+        self._shift = gauge("prediction_shift", "1 where what the router expects has moved.")
         ProcessCollector(registry=self.registry)
 
     def request(
@@ -122,6 +123,7 @@ class Metrics:
         """Take over what a snapshot (see `serve.status`) says of this moment."""
         self._running.set(snapshot["requests"])
         self._alarm.set(bool(snapshot["alarm"]["alarmed"]))
+        self._shift.set(bool(snapshot["shift"]["shifted"]))
         for gauge in (self._breaker, self._asked, self._queue):
             gauge.clear()
         for name, upstream in snapshot["upstreams"].items():

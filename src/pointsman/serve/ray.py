@@ -138,6 +138,8 @@ class Replica:
         logger = logging.getLogger("pointsman")
         logger.addHandler(lines.handler())
         gateway = Gateway(generation, store, observer.observe, observer.feedback)
+        await gateway.sync()
         self._app = make_app(gateway, observer)
-        for work in (watch(gateway, self.source, asyncio.Event()), observer.run(gateway)):
+        watching = watch(gateway, self.source, asyncio.Event())
+        for work in (watching, observer.run(gateway), gateway.run()):
             self._open.callback(asyncio.create_task(work).cancel)

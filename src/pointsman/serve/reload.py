@@ -7,6 +7,7 @@ fit, is reported and changes nothing.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pointsman.pool.policy import PoolPolicy
 from pointsman.pool.policy_file import place_of
 from pointsman.serve.config import Config, read_config
 from pointsman.serve.gateway import Gateway, Generation, is_loopback
+from pointsman.serve.store import StoreError
 
 log = logging.getLogger("pointsman.serve")
 
@@ -98,6 +100,8 @@ async def reload(gateway: Gateway, source: Source) -> bool:
         log.error("not reloaded, the old policy goes on: %s", error)
         return False
     old = gateway.generation.config.server
+    with suppress(StoreError):  # what is known of this policy comes later then
+        await gateway.sync(made)
     gateway.replace(made)
     for name in ("host", "port", "store"):
         if getattr(old, name) != getattr(made.config.server, name):

@@ -86,11 +86,13 @@ async def _serve(source: Source, listener: socket.socket) -> int:
         server_header=False,
         timeout_graceful_shutdown=max(1, round(server.shutdown_seconds)),
     )
+    await gateway.sync()
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
     beside = [
         asyncio.create_task(watch(gateway, source, asked)),
         asyncio.create_task(observer.run(gateway)),
+        asyncio.create_task(gateway.run()),
     ]
     try:
         await uvicorn.Server(config).serve(sockets=[listener])

@@ -22,7 +22,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-an
 
 def snapshot(gateway: "Gateway") -> dict[str, Any]:
     """What one process says of itself at this moment, as JSON holds it."""
-    alarm = gateway.alarm
+    alarm, shift = gateway.alarm, gateway.generation.shift
     return {
         "began": gateway.began,
         "requests": gateway.requests,
@@ -30,6 +30,10 @@ def snapshot(gateway: "Gateway") -> dict[str, Any]:
             "watched": alarm is not None,
             "alarmed": alarm is not None and bool(alarm.alarmed),
             "words": "" if alarm is None else alarm.words(),
+        },
+        "shift": {
+            "shifted": shift is not None and shift.shifted,
+            "words": "" if shift is None else shift.words(),
         },
         "upstreams": {
             name: {
@@ -66,6 +70,7 @@ async def status(gateway: "Gateway", key: Key | None = None) -> dict[str, Any]:
             "point": gateway.generation.config.policy.point,
         },
         "alarm": next((s["alarm"] for _, s in snapshots if s["alarm"]["alarmed"]), own["alarm"]),
+        "shift": next((s["shift"] for _, s in snapshots if s["shift"]["shifted"]), own["shift"]),
         "processes": [
             {"name": process.name, "up": now - s["began"], "requests": s["requests"]}
             for process, s in snapshots
@@ -99,6 +104,7 @@ def _read(processes: Sequence[Process]) -> list[tuple[Process, dict[str, Any]]]:
         try:
             said = json.loads(process.state)
             _ = said["began"], said["requests"], said["alarm"]["alarmed"], said["upstreams"].items()
+            _ = said["shift"]["shifted"]
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         found.append((process, said))

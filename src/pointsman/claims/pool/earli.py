@@ -18,8 +18,8 @@ What was settled:
 - How soon: the share of the budget until a search is as short as the one with random beginnings in
   the end; all of the budget where it never is.
 - Seeds by nearest neighbours are of the same form: the next customer the nearest, or drawn near to
-  it. How sharply, 4 among 2, 4 and 8, and the strength of the genetic algorithm were chosen on seeds
-  100 and 101.
+  it. How sharply, 4 among 2, 4 and 8, and how the genetic algorithm mutates and improves were
+  chosen on seeds 100 and 101.
 """
 
 from collections.abc import Sequence
@@ -137,7 +137,7 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
-    composition="softmax over places · REINFORCE with the other samples as baseline · one likeliest "
+    composition="softmax over places · REINFORCE, the other samples as baseline · one likeliest "
     "and seven drawn seeds · genetic algorithm with best cuts and 2-opt",
     entry="pointsman.pool.simulate.routing_policy.ConstructionPolicy",
     key={

@@ -176,4 +176,7 @@ CLAIM = Claim(
         "capacity, shared": "shared: capacity",
         "exclusive": "exclusive: capacity",
     },
+    note="Least headroom needs the admission: without it, beyond saturation, it meets far fewer than "
+    "the other orders, as whatever is latest always comes first. The promise needs right times: if "
+    "all take 10% longer than predicted, with no margin, most of what was admitted is late.",
 )

@@ -113,13 +113,15 @@ def replay(
     had no chance in the log. Estimates are those of `estimates`; the policy's own predictions serve
     the doubly robust ones, which is sound because they were not fitted on these rows.
 
-    The quality of a row counts as that of the model asked first, so rows of a policy that went on
-    after the answer should be left out.
+    A row in which the first answer was judged before it was given (`how` is "cascade") says what
+    nobody asks for here, a model's answer given outright: it has a weight of 0. It may not be left
+    out, since whether it stopped or went on depends on the answer. Rows that do not say how they
+    came about count as given outright.
 
     Args:
         policy: to be tried.
-        served: rows as the gateway logs them: id, query, task, model, propensity, propensities,
-            cost, quality; others are left aside.
+        served: rows as the gateway logs them: id, query, task, model, how, propensity,
+            propensities, cost, quality; others are left aside.
         point: of the policy.
         checks: when to refuse, and the intervals of quality; those of cost are bootstrapped.
 
@@ -133,7 +135,8 @@ def replay(
     log = columns(served, policy.models)
     target, judged, prediction = decided_again(policy, log, point)
     rows = np.arange(len(log))
-    weight = weights(np.minimum(target[rows, log.chosen], 1.0), log.propensity)
+    wanted = np.where(log.outright, np.minimum(target[rows, log.chosen], 1.0), 0.0)
+    weight = weights(wanted, log.propensity)
     chance = np.where(np.isnan(log.propensities), 1.0, log.propensities)
     blind = judged + np.where(chance > 0, 0.0, target).sum(axis=1)
     known = ~np.isnan(log.quality)

@@ -28,7 +28,10 @@ class Served:
         tasks: N names, "" where there is none.
         chosen: (N,) column of the model that was asked first.
         propensity: (N,) with which it was.
-        propensities: (N, M) of every model, NaN in rows that do not have them.
+        propensities: (N, M) of every model to be asked first and its answer given, NaN in rows
+            that do not have them.
+        outright: (N,) bool, whether the answer was given whatever it was; False where it was
+            judged first, and the quality may be that of another model's answer.
         quality: (N,) by feedback, NaN where there is none.
         cost: (N,) NaN where it is not known.
         left_out: why rows were left out, in words, to how many.
@@ -39,6 +42,7 @@ class Served:
     chosen: npt.NDArray[np.int64]
     propensity: Array
     propensities: Array
+    outright: npt.NDArray[np.bool_]
     quality: Array
     cost: Array
     left_out: Mapping[str, int]
@@ -98,6 +102,7 @@ def columns(rows: Iterable[Row], models: Sequence[str]) -> Served:
         chosen=np.array([place[row["model"]] for row in kept], dtype=np.int64),
         propensity=np.array([_number(row, "propensity", 0.0, 1.0) for row in kept]),
         propensities=np.array([_every(row, place) for row in kept]),
+        outright=np.array([row.get("how") != "cascade" for row in kept]),
         quality=np.array([_number(row, "quality", 0.0, 1.0) for row in kept]),
         cost=np.array([_number(row, "cost", 0.0, math.inf) for row in kept]),
         left_out=left_out,
