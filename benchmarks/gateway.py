@@ -1,6 +1,6 @@
 """What the gateway adds to a request, beside LiteLLM's proxy in the same run.
 
-    python benchmarks/gateway.py [--litellm PYTHON_OR_BIN] [--rounds 3] [--real-time]
+    python benchmarks/gateway.py [--litellm PYTHON_OR_BIN] [--rounds 3] [--first]
     python benchmarks/gateway.py --memory 100000
     python benchmarks/gateway.py --ledger
     python benchmarks/gateway.py --reload
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from gateway_checks import check_ledger, check_reload, watch_memory
-from gateway_rig import CORES, REAL_TIME, Process, gateway, litellm, load, prepare, stub
+from gateway_rig import CORES, NICE, Process, gateway, litellm, load, prepare, stub
 
 from pointsman.pool.policy import PoolPolicy
 
@@ -110,12 +110,12 @@ def decisions(policy: PoolPolicy, point: str, times: int = 300) -> None:
 def compare(folder: Path, given: argparse.Namespace) -> None:
     """Ours, and LiteLLM's where it is given."""
     policy, secret = prepare(folder, STUB)
-    if given.real_time:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME))
+    if given.first:
+        os.nice(NICE)
     if (os.cpu_count() or 1) > 1:
         os.sched_setaffinity(0, {CORES[1]})
     decisions(policy, given.point)
-    options = {"real_time": given.real_time}
+    options = {"first": given.first}
     with ExitStack() as stack:
         upstream = stack.enter_context(stub(STUB, given.tokens, given.delay, **options))
         upstream.model = policy.models[0]
@@ -127,7 +127,7 @@ def compare(folder: Path, given: argparse.Namespace) -> None:
         if given.litellm:
             servers.append(
                 stack.enter_context(
-                    litellm(given.litellm, folder, policy.models, OTHER, STUB, given.real_time)
+                    litellm(given.litellm, folder, policy.models, OTHER, STUB, given.first)
                 )
             )
             time.sleep(5)  # it goes on starting for a while
@@ -139,7 +139,7 @@ def compare(folder: Path, given: argparse.Namespace) -> None:
             f"{time.monotonic() - start:.0f} s; load average {before:.1f} before, "
             f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores; gateways on core "
             f"{CORES[0]}, stub and load on core {CORES[1]}"
-            + (f", all by SCHED_FIFO {REAL_TIME}" if given.real_time else "")
+            + (f", all at nice {NICE}" if given.first else "")
         )
 
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40, help="in an answer: pieces of a stream")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds between them")
     parser.add_argument("--point", default="0.5", help="of the policy")
-    parser.add_argument("--real-time", action="store_true", help="before other work (needs root)")
+    parser.add_argument("--first", action="store_true", help="before other work (needs root)")
     parser.add_argument("--memory", type=int, metavar="REQUESTS")
     parser.add_argument("--workers", type=int, default=1, help="processes, with --memory")
     parser.add_argument("--ledger", action="store_true")

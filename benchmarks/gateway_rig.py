@@ -24,7 +24,7 @@ from pointsman.serve.wire import Pool, WireError
 TESTS = Path(__file__).resolve().parent.parent / "tests" / "serve"
 PROMPT = "Explain to a careful reader why the sum of two odd numbers is even. " * 6
 CORES = (0, min(1, (os.cpu_count() or 1) - 1))  # of the gateways; of the stub and the load
-REAL_TIME = 5  # priority by SCHED_FIFO
+NICE = -12  # of all that is measured, with `first`
 INPUT, OUTPUT = 1.0, 2.0  # US$ per million tokens
 
 sys.path.insert(0, str(TESTS))
@@ -79,7 +79,7 @@ def running(
     port: int,
     *,
     core: int | None = None,
-    real_time: bool = False,
+    first: bool = False,
     path: str = "/counts",
     environment: Mapping[str, str] = {},
     log: Path | None = None,
@@ -91,13 +91,13 @@ def running(
         command: that starts it.
         port: that it listens on.
         core: that it is held to, or None.
-        real_time: whether it goes before all other work on its core.
+        first: whether it goes before other work on its core (needs root).
         path: that it answers once it is ready, with whatever status.
         environment: variables beside our own.
         log: file for what it says, or None.
     """
     before = ["taskset", "-c", str(core)] if core is not None else []
-    before += ["chrt", "-f", str(REAL_TIME)] if real_time else []
+    before += ["nice", "-n", str(NICE)] if first else []
     with (log or Path(os.devnull)).open("ab") as said:
         handle = subprocess.Popen(
             [*before, *command],
@@ -216,11 +216,11 @@ async def load(
     return done, took
 
 
-def stub(port: int, tokens: int, delay: float, *, real_time: bool = False) -> object:
+def stub(port: int, tokens: int, delay: float, *, first: bool = False) -> object:
     """Context of the stub upstream."""
     command = [sys.executable, str(TESTS / "stub_upstream.py"), "--port", str(port)]
     command += ["--tokens", str(tokens), "--delay", str(delay)]
-    return running("stub", command, port, core=CORES[1], real_time=real_time)
+    return running("stub", command, port, core=CORES[1], first=first)
 
 
 def write_models(folder: Path, models: Sequence[str], stub_port: int, point: str) -> None:
@@ -268,7 +268,7 @@ def gateway(
     model: str = "pointsman",
     workers: int = 1,
     core: int | None = None,
-    real_time: bool = False,
+    first: bool = False,
     log: Path | None = None,
 ) -> Iterator[Process]:
     """Our gateway, with keys and the ledger in SQLite."""
@@ -277,7 +277,7 @@ def gateway(
     command += ["--models", str(folder / "models.toml"), "--port", str(port)]
     command += ["--workers", str(workers)]
     with running(
-        "pointsman", command, port, core=core, real_time=real_time, path="/health", log=log
+        "pointsman", command, port, core=core, first=first, path="/health", log=log
     ) as process:
         process.headers, process.model = {"authorization": f"Bearer {secret}"}, model
         yield process
@@ -285,7 +285,7 @@ def gateway(
 
 @contextmanager
 def litellm(
-    program: str, folder: Path, models: Sequence[str], port: int, stub_port: int, real_time: bool
+    program: str, folder: Path, models: Sequence[str], port: int, stub_port: int, first: bool
 ) -> Iterator[Process]:
     """LiteLLM's proxy, with a master key and no database.
 
@@ -295,7 +295,7 @@ def litellm(
         models: names.
         port: that it listens on.
         stub_port: of the upstream.
-        real_time: see `running`.
+        first: see `running`.
     """
     binary = Path(program)
     if binary.name.startswith("python"):
@@ -326,7 +326,7 @@ def litellm(
         command,
         port,
         core=CORES[0],
-        real_time=real_time,
+        first=first,
         path="/health/liveliness",
         environment=environment,
     ) as process:

@@ -73,6 +73,7 @@ NAMES = {
         "Beliefs Bounds Confidence Gain LearnedDeferral Logistic Monotone Rule Window agreement "
         "confidence margin token_log_probabilities token_margins verdict window_bounds"
     ),
+    "pointsman.pool.dispatch": "Agent Call Dispatcher Event Planner State replay",
     "pointsman.pool.features": (
         "Encoder EndpointEncoder Features FolderEncoder TextEncoder VectorEncoder"
     ),

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from rig import FakePolicy
+
+from pointsman.frontier.certify import certify
 from pointsman.frontier.points import Outcomes
 from pointsman.pool.features import TextEncoder
 from pointsman.pool.log import Log
@@ -42,3 +46,14 @@ def fit_policy(train: Log, validation: Log, parts: Sequence[Any]) -> PoolPolicy:
         reference=train.models[reference],
         expected=expectations(validation, prediction, train.models[reference]),
     )
+
+
+def promised(policy: FakePolicy, seed: int = 0) -> FakePolicy:
+    """The same policy with a certificate."""
+    rng = np.random.default_rng(seed)
+    reference = (rng.random(2000) < 0.9).astype(float)
+    cost = np.ones((1, 2000))
+    kept = Outcomes(("same",), reference[None], cost, reference, cost[0], "US$")
+    policy.certificate = certify(kept, 0.01, 0.95).certificate.to_dict()
+    policy.expected = {"models": {policy.reference: {"quality": float(reference.mean())}}}
+    return policy

@@ -6,11 +6,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from policies import promised
 from rig import FakePolicy, rig, run, tables
 
 from pointsman.errors import InputError
-from pointsman.frontier.certify import certify
-from pointsman.frontier.points import Outcomes
 from pointsman.pool.policy import PoolPolicy
 from pointsman.pool.routers.router import Prediction
 from pointsman.serve.config import config_from
@@ -65,17 +64,6 @@ def test_pacing_goes_down_with_the_budget_and_never_below_the_floor() -> None:
             assert (await r.chat()).headers["x-pointsman-model"] == "middle"
 
     run(scenario)
-
-
-def promised(policy: FakePolicy) -> FakePolicy:
-    """The same policy with a certificate."""
-    rng = np.random.default_rng(0)
-    reference = (rng.random(2000) < 0.9).astype(float)
-    cost = np.ones((1, 2000))
-    kept = Outcomes(("same",), reference[None], cost, reference, cost[0], "US$")
-    policy.certificate = certify(kept, 0.01, 0.95).certificate.to_dict()
-    policy.expected = {"models": {policy.reference: {"quality": float(reference.mean())}}}
-    return policy
 
 
 def test_bad_feedback_on_the_certified_point_raises_the_alarm_and_falls_back() -> None:

@@ -76,16 +76,20 @@ def test_feedback_is_counted_by_model() -> None:
 def test_gauges_say_how_it_is_now() -> None:
     metrics = made()
     upstream = {"breaker": "open", "running": 3, "waiting": 2}
-    metrics.state({"requests": 5, "alarm": {"alarmed": True}, "shift": {"shifted": True}, "upstreams": {"small": upstream}})
+    bad = {"alarm": {"alarmed": True}, "shift": {"shifted": True}}
+    metrics.state({"requests": 5, **bad, "upstreams": {"small": upstream}})
     text = metrics.text()
     assert value(text, "pointsman_requests_in_flight") == 5
     assert value(text, "pointsman_upstream_breaker", model="small") == 2
     assert value(text, "pointsman_upstream_in_flight", model="small") == 3
     assert value(text, "pointsman_upstream_queue", model="small") == 2
     assert value(text, "pointsman_certificate_alarm") == 1
-    metrics.state({"requests": 0, "alarm": {"alarmed": False}, "shift": {"shifted": False}, "upstreams": {}})
+    assert value(text, "pointsman_prediction_shift") == 1
+    good = {"alarm": {"alarmed": False}, "shift": {"shifted": False}}
+    metrics.state({"requests": 0, **good, "upstreams": {}})
     text = metrics.text()
     assert value(text, "pointsman_certificate_alarm") == 0
+    assert value(text, "pointsman_prediction_shift") == 0
     assert "pointsman_upstream_breaker{" not in text
 
 

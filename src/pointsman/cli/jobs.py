@@ -157,14 +157,15 @@ def log_job(
 
 
 def _encoder(which: str | None, data: str) -> Any:
-    """The encoder that an option names."""
+    """The encoder that an option names; None: whichever suits the log."""
     from pointsman.pool.features import EndpointEncoder, FolderEncoder, TextEncoder, VectorEncoder
 
-    if which in (None, "words"):
+    if which is None:
+        return None
+    if which == "words":
         return TextEncoder()
     if which == "vectors":
         return VectorEncoder()
-    assert which is not None
     if which.startswith(("http://", "https://")):
         url, _, model = which.partition("#")
         if not model:

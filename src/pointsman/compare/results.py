@@ -44,10 +44,12 @@ def assemble(
     pick: Pick,
     used: Mapping[str, Any],
     trained: Sequence[Mapping[str, Any]],
+    words: str | None = None,
 ) -> dict[str, Any]:
     """The results as plain JSON values. All qualities and costs are means over the test part.
 
-    `data` holds name, kind, inputs per part, classes and note.
+    `data` holds name, kind, inputs per part, classes and note; `words` stand instead of the
+    certificate's own.
     """
     way, knob = str(pick.knob).split(": ", 1)
     front = fronts[list(ways).index(way)]
@@ -101,7 +103,7 @@ def assemble(
             "certified": pick.certificate.certified,
             **{key: value for key, value in used.items() if key != "sent_on"},
         },
-        "certificate": {**pick.certificate.to_dict(), "words": pick.certificate.words()},
+        "certificate": {**pick.certificate.to_dict(), "words": words or pick.certificate.words()},
         "trained": list(trained),
         "truth": None if sent_on is None else {"sent_on": sent_on},
     }

@@ -278,6 +278,7 @@ class Answering:
             "policy": None if plan.how is None else self.generation.learning.name,
             "propensity": plan.propensity,
             "propensities": plan.propensities,
+            "context": plan.context,
             "predicted_quality": plan.quality,
             "predicted_cost": plan.cost,
             "cost": self.bill.spent,

@@ -137,6 +137,8 @@ class Serving:
             served log knows of all of them; never those for the certified point, nor of keys with
             a floor.
         explore_certified: those for the certified point too, whose promise is then without them.
+        online: serve the point "online", where a bandit chooses that starts from the policy's
+            predictions and learns from feedback; see `pointsman.serve.online`.
     """
 
     point: str = "certified"
@@ -147,6 +149,7 @@ class Serving:
     fall_back: bool = True
     explore: float = 0.0
     explore_certified: bool = False
+    online: Literal["thompson", "ucb"] | None = None
 
 
 @dataclass(frozen=True)

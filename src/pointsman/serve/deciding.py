@@ -26,6 +26,8 @@ from pointsman.pool.features.folder import FolderEncoder
 from pointsman.pool.routers.router import Prediction
 from pointsman.pool.strategies.strategy import Step
 from pointsman.serve.config import Config, Model
+from pointsman.serve.online import NAME as ONLINE
+from pointsman.serve.online import Online
 from pointsman.serve.refusal import RefusalError
 from pointsman.serve.request import ChatRequest, Needs
 from pointsman.serve.store import Key
@@ -54,6 +56,7 @@ class Plan:
         how: `model` was chosen, see `store.records.HOW`; None where the request names it.
         propensity: probability of what is done first; None where it is not known.
         propensities: of every model to be asked first and its answer given, or None.
+        context: what a bandit may learn by, or None.
     """
 
     point: str | None
@@ -67,6 +70,7 @@ class Plan:
     how: str | None = None
     propensity: float | None = None
     propensities: Mapping[str, float] | None = None
+    context: Mapping[str, float] | None = None
 
 
 class Decider:
@@ -76,6 +80,7 @@ class Decider:
         policy: that is served.
         config: of the server.
         chance: draws from [0, 1).
+        online: the bandit of the point "online"; None: there is no such point.
 
     Attributes:
         slow: deciding may take long, since the encoder asks a network of its own or one elsewhere;
@@ -86,9 +91,13 @@ class Decider:
     """
 
     def __init__(
-        self, policy: "PoolPolicy", config: Config, chance: Callable[[], float] = random.random
+        self,
+        policy: "PoolPolicy",
+        config: Config,
+        chance: Callable[[], float] = random.random,
+        online: Online | None = None,
     ) -> None:
-        self.policy, self.config, self.chance = policy, config, chance
+        self.policy, self.config, self.chance, self.online = policy, config, chance, online
         self.slow = isinstance(policy.encoder, SLOW)
         if missing := [name for name in policy.models if name not in config.models]:
             raise InputError(
@@ -146,7 +155,11 @@ class Decider:
             if not self.slow:
                 raise RefusalError(400, str(error)) from None
             return self._unencoded(request, point.name)
+        if self.online is not None and point is self.online.point:
+            return self._online(request, decision, self.online)
         plan = self._fitted(request, decision, point.name)
+        if self.online is not None:
+            plan.context = self.online.context(decision.prediction)
         if not alarm:
             return self._explored(request, key, plan, decision)
         plan.why = "drift alarm: the certificate does not hold, so the reference answers"
@@ -163,7 +176,8 @@ class Decider:
 
     def points(self, key: Key | None = None) -> list[str]:
         """What `model` may be, in requests with this key."""
-        named = [f"{PREFIX}:{name}" for name in self.policy.named]
+        names = [*self.policy.named, *([] if self.online is None else [ONLINE])]
+        named = [f"{PREFIX}:{name}" for name in names]
         found = [PREFIX, *named, *self.config.models]
         if key is None or key.points is None:
             return found
@@ -179,6 +193,8 @@ class Decider:
         try:
             if name:
                 self._allow(name, key)
+                if self.online is not None and name == ONLINE:
+                    return self._learning_point(self.online, key)
                 point = self.policy.point(name)
             elif pace is not None:
                 point = self._not_below(self.policy.at_cost(pace), serving.floor)
@@ -191,6 +207,40 @@ class Decider:
             return self._not_below(point, None if key is None else key.floor)
         except InputError as error:
             raise _no_model(asked, self.points(), str(error)) from None
+
+    @staticmethod
+    def _learning_point(online: Online, key: Key | None) -> OperatingPoint:
+        if key is not None and key.floor is not None:
+            raise RefusalError(
+                403,
+                f"this key has the floor {key.floor!r}, which a bandit cannot keep: ask for "
+                "another point",
+                "permission_error",
+                "model_not_allowed",
+                "model",
+            )
+        return online.point
+
+    def _online(self, request: ChatRequest, decision: Decision, online: Online) -> Plan:
+        """The plan of a bandit."""
+        names, prediction = self.policy.models, decision.prediction
+        able = [m for m, name in enumerate(names) if fits(self.config.models[name], request.needs)]
+        if not able:
+            raise _cannot(request.needs)
+        drawn, shares = online.choose(online.worth(prediction), able, self.chance)
+        return Plan(
+            point=ONLINE,
+            model=names[drawn],
+            others=[names[m] for m in _order(prediction, drawn) if m in able],
+            why="online: chosen by a bandit that learns, not certified",
+            quality=float(prediction.quality[0, drawn]),
+            cost=float(prediction.cost[0, drawn]),
+            decision=decision,
+            how="online",
+            propensity=float(shares[drawn]),
+            propensities=dict(zip(names, shares.tolist(), strict=True)),
+            context=online.context(prediction),
+        )
 
     def _not_below(self, point: OperatingPoint, floor: str | None) -> OperatingPoint:
         if floor is None:
@@ -289,6 +339,7 @@ class Decider:
             how="explored",
             propensity=None if known is None else known[names[drawn]],
             propensities=known,
+            context=plan.context,
         )
 
 

@@ -21,6 +21,7 @@ from pointsman.serve.deciding import Decider, Plan, read_vector
 from pointsman.serve.keys import bearer, hash_key
 from pointsman.serve.learning import Learning
 from pointsman.serve.limits import Guesses
+from pointsman.serve.online import Online
 from pointsman.serve.prices import Usage
 from pointsman.serve.refusal import RefusalError, overloaded
 from pointsman.serve.request import ChatRequest
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pointsman.serve")
 
+SHIFT_EVERY = 8  # requests of which one is looked at, since a look takes as long as to decide
 SYNC = 3.0  # seconds between two looks at what other processes spent and learned
 PERIODS: dict[str, float | str] = {"hour": 3600.0, "day": "day", "month": "month"}
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
@@ -94,15 +96,17 @@ class Generation:
         self, policy: "PoolPolicy", config: Config, before: "Generation | None" = None
     ) -> None:
         self.policy, self.config = policy, config
-        self.decider = Decider(policy, config)
+        self.learning = Learning(
+            policy, Online(policy, config.policy) if config.policy.online else None
+        )
+        self.shift: ShiftWarning | None = ShiftWarning.of_policy(policy)
+        if before is not None and before.learning.same(self.learning):
+            self.learning, self.shift = before.learning, before.shift  # what they saw still counts
+        self.decider = Decider(policy, config, online=self.learning.online)
         known = {} if before is None else before.upstreams
         self.upstreams: dict[str, Upstream] = make_upstreams(config.models, config.folder, known)
         self.pacer = _pacer(policy, config, before)
-        self.learning = Learning(policy)
-        self.shift: ShiftWarning | None = ShiftWarning.of_policy(policy)
-        if before is not None and before.learning.name == self.learning.name:
-            self.learning, self.shift = before.learning, before.shift  # what they saw still counts
-        self.requests = 0
+        self.requests = self.planned = 0
 
     @property
     def alarm(self) -> DriftAlarm | None:
@@ -220,10 +224,12 @@ class Gateway:
         plan = await asyncio.to_thread(decide) if generation.decider.slow else decide()
         if pacer is not None:
             pacer.request(plan.cost or 0.0)
-        self._watch_shift(generation, plan)
         exchange.plan, exchange.pacer = plan, pacer
         exchange.expected = plan.cost or 0.0
         exchange.decide_seconds = time.perf_counter() - exchange.read
+        generation.planned += 1
+        if generation.planned % SHIFT_EVERY == 0:
+            self._watch_shift(generation, plan)
         return plan
 
     async def feedback(self, request_id: str, quality: float, key: Key | None) -> bool:

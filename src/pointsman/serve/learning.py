@@ -21,6 +21,7 @@ from pointsman.errors import PointsmanError
 from pointsman.pool.online.alarm import DriftAlarm
 from pointsman.serve.deciding import CERTIFIED
 from pointsman.serve.drift import alarm_of
+from pointsman.serve.online import Online
 from pointsman.serve.store import Store
 from pointsman.serve.store.records import Row
 
@@ -40,15 +41,16 @@ class Learning:
 
     Args:
         policy: that is served.
+        online: its bandit, or None.
 
     Attributes:
         name: digest of what the policy promises and expects, as rows of the served log have it.
         alarm: on its certificate; None where it promises nothing that feedback could test.
     """
 
-    def __init__(self, policy: "PoolPolicy") -> None:
+    def __init__(self, policy: "PoolPolicy", online: Online | None = None) -> None:
         self.name = digest(policy)
-        self.policy = policy
+        self.policy, self.online = policy, online
         self.alarm: DriftAlarm | None = alarm_of(policy)
         self._version = 0
         self._parts: dict[str, Any] = {}
@@ -58,7 +60,12 @@ class Learning:
     @property
     def learns(self) -> bool:
         """Whether there is anything that feedback is for."""
-        return self.alarm is not None
+        return self.alarm is not None or self.online is not None
+
+    def same(self, other: "Learning") -> bool:
+        """Whether the other learns the same, so that one can stand for both."""
+        parts = [None if one.online is None else one.online.part for one in (self, other)]
+        return self.name == other.name and parts[0] == parts[1]
 
     async def sync(self, store: Store) -> None:
         """Take up what others learned, and learn from feedback that nobody has heard.
@@ -106,24 +113,31 @@ class Learning:
             promised = row["point"] == CERTIFIED and row["how"] in KEPT_PROMISE
             if promised and self.alarm is not None:
                 self.alarm.observe(row["quality"])
+            if self.online is not None:
+                self.online.learn(row)
 
     def _body(self) -> str:
         """What was learned, as the store keeps it; parts that are not ours stay as they were."""
         if self.alarm is not None:
             self._parts["alarm"] = packed(self.alarm.to_state())
+        if self.online is not None:
+            self._parts[self.online.part] = packed(self.online.bandit.to_state())
         return json.dumps(self._parts)
 
     def _take_up(self, version: int, body: str) -> None:
         """Go on from what the store has; what cannot be read counts as nothing learned."""
         self._version, self._parts = version, {}
+        self.alarm = alarm_of(self.policy)
+        if self.online is not None:
+            self.online.reset()
         try:
             self._parts = dict(json.loads(body)) if body else {}
             if self.alarm is not None and "alarm" in self._parts:
                 self.alarm = DriftAlarm.from_state(*unpacked(self._parts["alarm"]))
-                return
+            if self.online is not None and self.online.part in self._parts:
+                self.online.restore(*unpacked(self._parts[self.online.part]))
         except (ValueError, KeyError, TypeError, AttributeError, PointsmanError) as error:
-            log.warning("what was learned of this policy cannot be read, so it begins anew: %s", error)
-        self.alarm = alarm_of(self.policy)
+            log.warning("what was learned cannot be read, so it begins anew: %s", error)
 
 
 def digest(policy: "PoolPolicy") -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pointsman.compare.queries.choice import mixed, mixtures, pick
+from pointsman.compare.queries.choice import choose, mixed, mixtures
 from pointsman.compare.queries.choice import testing_order as order_of
 from pointsman.frontier import Outcomes
 
@@ -66,18 +66,32 @@ def test_where_all_drop_too_much_the_safest_is_still_tried():
 
 def test_the_reference_is_picked_where_nothing_cheaper_is_certified():
     alone = log()
-    found = pick([alone], [log(seed=5)], "single: c", 0.01, 0.95)
+    found, words = choose([alone], [log(seed=5)], "single: c", 0.01, 0.95)
     assert found.knob == "single: c"
     assert found.certificate.certified
     assert found.saved == 0
+    assert words.startswith(
+        "'single: c' is the reference itself, which loses nothing by definition."
+    )
+    assert "About the safest cheaper setting: No setting is certified" in words
+
+
+def test_on_very_few_queries_the_reference_is_still_kept_and_says_how_many_are_missing():
+    parts = [log(n=60, seed=seed) for seed in (0, 5)]
+    validation, calibration = ([part, settings(part, (0.1, 0.5))] for part in parts)
+    found, words = choose(validation, calibration, "single: c", 0.01, 0.95)
+    assert found.knob == "single: c"
+    assert found.certificate.certified
+    assert "more would do" in words
 
 
 def test_the_cheapest_certified_setting_is_picked():
     parts = [log(seed=seed) for seed in (0, 5)]
     validation, calibration = ([part, settings(part, (0.1, 0.5, 0.9))] for part in parts)
-    found = pick(validation, calibration, "single: c", 0.01, 0.95)
+    found, words = choose(validation, calibration, "single: c", 0.01, 0.95)
     assert found.knob == "r: 0.9"
     assert found.certificate.certified
+    assert words == found.certificate.words()
 
 
 def test_without_anything_cheaper_the_reference_stands_alone():

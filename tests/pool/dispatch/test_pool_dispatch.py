@@ -204,3 +204,9 @@ def test_virtual_time_refuses_to_wait_for_what_never_comes() -> None:
 
     with pytest.raises(InputError, match="timers"):
         run_virtually(forever())
+
+
+def test_it_runs_on_an_ordinary_event_loop_too() -> None:
+    dispatcher = Dispatcher([agent(capacity=2)])
+    state = asyncio.run(dispatcher.run(once(call("a", seconds=0.001), call("b", "a", seconds=0.0))))
+    assert state.results == {"a": 0.001, "b": 0.001}

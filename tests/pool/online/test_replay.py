@@ -154,6 +154,24 @@ def test_the_guaranteed_interval_is_wider(policy, log):
     assert sure.low < usual.low < usual.high < sure.high
 
 
+def test_rows_of_cascades_count_without_weight_and_do_not_mislead(policy, log, truth):
+    rng = np.random.default_rng(3)
+    rows = []
+    for row in served(log, seed=12):
+        p = {name: 0.6 * share for name, share in json.loads(row["propensities"]).items()}
+        row = {**row, "how": "policy", "propensity": p[row["model"]], "propensities": p}
+        if rng.random() < 0.4:  # a cascade from the same model, whose last answer was right
+            row |= {"how": "cascade", "propensity": 0.4, "quality": 1.0, "cost": 9.0}
+        rows.append(row)
+    found = replay(policy, rows, point="best")
+    assert found.rows == QUERIES
+    assert not found.refused
+    for estimate in (found.quality["doubly robust"], found.quality["inverse propensity"]):
+        assert estimate.low <= truth[0] <= estimate.high
+    blind = replay(policy, [{**row, "how": None} for row in rows], point="best")
+    assert blind.refused or blind.quality["inverse propensity"].low > truth[0]
+
+
 def test_rows_of_which_nothing_can_be_said_are_counted(policy, log):
     rows = served(log, seed=8)
     rows[0]["query"] = None

@@ -129,6 +129,43 @@ def test_a_newer_store_is_refused(run: Run, tmp_path: Path) -> None:
     assert "update pointsman" in refused(run, f"sqlite:///{path}")
 
 
+def test_a_store_of_version_1_is_brought_up_to_date_with_its_rows(
+    run: Run, shared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row() -> Any:
+        yield (
+            "INSERT INTO served (id, time, key, model, point, propensity)"
+            " VALUES ('old', 1.0, 0, 'small', 'certified', 1.0)",
+            (),
+        )
+
+    async def before() -> None:
+        store = await open_store(shared)
+        await store.reserve(ANONYMOUS, 0.1, "a")
+        await store._write(row)
+        await store.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "STEPS", schema.STEPS[:1])
+        for part in ("sqlite", "postgres"):
+            patch.setattr(f"pointsman.serve.store.{part}.VERSION", 1)
+        run(before())
+    with pytest.raises(InputError, match="older version"):
+        list(read_served(shared))
+
+    async def after() -> None:
+        store = await open_store(shared)
+        assert await store.settle("a", 0.05)
+        assert (await store.feedback("old", 0.5))["how"] is None  # type: ignore[index]
+        assert await store.unheard("p") == []
+        assert list((await store.paid(0.0)).values()) == [(0.05, 1)]
+        await store.close()
+
+    run(after())
+    (old,) = read_served(shared)
+    assert (old["id"], old["answered"], old["policy"]) == ("old", None, None)
+
+
 def test_an_older_store_is_brought_up_to_date(
     run: Run, shared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

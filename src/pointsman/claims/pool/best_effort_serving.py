@@ -118,6 +118,6 @@ CLAIM = Claim(
         "middle alone": "middle: bursts",
         "in time, busy": "learned: in time, busy",
     },
-    note="The margin over static serving is large; over a rule that knows the servers' pace and looks "
-    "one step ahead with a safety margin it is 2 to 3%.",
+    note="The margin over static serving is large; over a rule that knows the servers' pace and "
+    "looks one step ahead with a safety margin it is 2 to 3%.",
 )

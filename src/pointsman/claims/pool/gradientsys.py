@@ -229,7 +229,7 @@ CLAIM = Claim(
         "by layers": "by layers: seconds",
         "done": "dispatched: done",
     },
-    note="A third of the sequential time. Most of that comes from running side by side at all: layer "
-    "by layer takes 12% more. Without replanning 93% of the calls are done, without retries as well "
-    "31%, as a lost call takes with it all that need it.",
+    note="A third of the sequential time. Most of that comes from running side by side at all: "
+    "layer by layer takes 12% more. Without replanning 93% of the calls are done, without retries "
+    "as well 31%, as a lost call takes with it all that need it.",
 )

@@ -17,6 +17,9 @@ What was settled:
 - One node, four models asked for alike, 2 to 12 requests a second, 300 requests. First come means
   longest waiting since its last token; round robin goes by models. All orders have the same
   admission, each simulating itself ahead; figures without admission decide nothing.
+- Rates, deadlines and shares were set on seeds 100 and 101 before the criterion was fixed. With one
+  deadline for all, and without admission, least headroom was there seen to fall behind round robin
+  beyond saturation; that is why admission is part of the criterion.
 - Four nodes, 55, 25, 15 and 5% of the requests to four models, 500 requests at each rate from 10 to
   45 a second; exclusive means one node a model. Capacity is the rate, between those tried, at which
   95% are met. That sharing pays hangs on how unlike the models' loads are.
@@ -176,7 +179,8 @@ CLAIM = Claim(
         "capacity, shared": "shared: capacity",
         "exclusive": "exclusive: capacity",
     },
-    note="Least headroom needs the admission: without it, beyond saturation, it meets far fewer than "
-    "the other orders, as whatever is latest always comes first. The promise needs right times: if "
-    "all take 10% longer than predicted, with no margin, most of what was admitted is late.",
+    note="Least headroom needs the admission: without it, beyond saturation, it meets far fewer "
+    "than the other orders, as whatever is latest always comes first. The promise needs right "
+    "times: if all take 10% longer than predicted, with no margin, most of what was admitted is "
+    "late.",
 )

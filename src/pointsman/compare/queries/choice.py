@@ -4,8 +4,9 @@ Legend: S settings, N queries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,21 +61,51 @@ def mixed(singles: Outcomes, found: Sequence[Mixture], seed: int = SEED) -> Outc
     )
 
 
-def pick(
+class Choice(NamedTuple):
+    """The pick and its certificate in words.
+
+    Args:
+        pick: the cheapest setting whose drop is certified; the reference alone where none is.
+        words: in plain sentences.
+    """
+
+    pick: Pick
+    words: str
+
+
+def choose(
     validation: Sequence[Outcomes],
     calibration: Sequence[Outcomes],
     reference: Knob,
     max_drop: float,
     confidence: float,
-) -> Pick:
-    """The cheapest setting whose drop is certified; the reference alone where none is.
+) -> Choice:
+    """Pick the cheapest setting that can be certified.
 
     Candidates and the order in which they are tested come from validation; calibration queries,
-    seen by neither, decide. The reference stands first: it loses nothing, so that its test fails
-    only where the queries are too few for any other.
+    seen by neither, decide. Where nothing cheaper passes, the reference is picked, which loses
+    nothing by definition; the words then say what the first cheaper setting lacks.
     """
     order = testing_order(Outcomes.join(list(validation)), reference, max_drop)
-    return certify(Outcomes.join(list(calibration)), max_drop, confidence, order)
+    known = Outcomes.join(list(calibration))
+    found = certify(known, max_drop, confidence, order)
+    if found.knob != reference:
+        return Choice(found, found.certificate.words())
+    kept = replace(
+        found.certificate,
+        certified=True,
+        promised_drop=0.0,
+        p_value=0.0,
+        more_inputs=0,
+        by_method={},
+    )
+    words = f"{reference!r} is the reference itself, which loses nothing by definition."
+    if len(order) > 1:
+        first = certify(known, max_drop, confidence, order[1:2]).certificate
+        words += f" About the safest cheaper setting: {first.words()}"
+    else:
+        words += " No cheaper setting lost less on validation than is allowed."
+    return Choice(replace(found, certificate=kept), words)
 
 
 def testing_order(validation: Outcomes, reference: Knob, max_drop: float) -> list[Knob]:

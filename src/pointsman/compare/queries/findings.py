@@ -68,6 +68,7 @@ class Findings:
         by_chance: mixtures of models alone, found on validation.
         verdict: whether looking at the query pays.
         pick: the certified setting.
+        words: its certificate in words.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Findings:
     by_chance: Sequence[Mixture]
     verdict: Verdict
     pick: Pick
+    words: str
 
     @property
     def alone(self) -> Measured:
@@ -151,6 +153,7 @@ class Findings:
             random=[point for point in ladder if point.knob in corner],
             oracle=oracle(alone),
             pick=replace(self.pick, knob=self._on_chart(self.pick.knob)),
+            words=self.words,
             used={"shares": self._shares()},
             trained=[],
         ) | {"pool": self._pool(shown)}
@@ -174,8 +177,16 @@ class Findings:
     def _front(self, each: Measured) -> Frontier:
         title = "Models alone" if each.way == ALONE else each.offer.strategy.title
         found = each.outcomes["test"]
+        if each is not self.alone:
+            found = found.choose(self._shown(each))
         knobs = tuple(self._on_chart(knob) for knob in found.knobs)
         return Frontier.from_outcomes(title, replace(found, knobs=knobs))
+
+    def _shown(self, each: Measured) -> list[Knob]:
+        """Of dozens of settings, those that a policy would mix: the hull's on validation."""
+        hull = Frontier.from_outcomes(each.way, each.outcomes["validation"]).hull().points
+        shown = {point.knob for point in hull} | {self.pick.knob}
+        return [knob for knob in each.outcomes["test"].knobs if knob in shown]
 
     def _on_chart(self, knob: Knob) -> str:
         """A knob under the name that its strategy has on the chart."""

@@ -14,14 +14,14 @@ import numpy as np
 from pointsman import __version__
 from pointsman.compare import results as written
 from pointsman.compare.progress import Progress, Silent
-from pointsman.compare.queries.choice import Mixture, mixed, mixtures, pick
+from pointsman.compare.queries.choice import Choice, Mixture, choose, mixed, mixtures
 from pointsman.compare.queries.findings import Findings, Measured
 from pointsman.compare.queries.offers import TASK, Offer, offers
 from pointsman.compare.queries.verdict import judge
 from pointsman.compare.request import Request
 from pointsman.compare.state import State
 from pointsman.frontier import Knob, Outcomes, Pick
-from pointsman.pool.features import TextEncoder
+from pointsman.pool.features import TextEncoder, VectorEncoder
 from pointsman.pool.features.features import Encoder, Features
 from pointsman.pool.log import Log
 from pointsman.pool.policy import PoolPolicy, expectations
@@ -48,7 +48,8 @@ def compare_log(
         request: of it are read max_drop, confidence, seed and command.
         out: folder for results.json, report.html, frontier.png and .svg, and policy/.
         reference: model whose quality is to be kept; None: the best on train and validation.
-        encoder: queries to features; None: words and characters, nothing is downloaded.
+        encoder: queries to features; None: words and characters, or the log's vectors where it has
+            no texts. Nothing is downloaded.
         examples: how many queries sent up and down the report shows; 0 shows none.
         progress: told what is being done.
 
@@ -61,12 +62,18 @@ def compare_log(
     start, watch = time.monotonic(), progress or Silent()
     with State(out).claimed():
         written.refuse_foreign(out)
-        comparison = _Comparison(log, request, encoder or TextEncoder(), reference, watch)
+        comparison = _Comparison(log, request, encoder or _encoder(log), reference, watch)
         found, policy = comparison.run(examples)
         found["made_by"]["seconds"] = round(time.monotonic() - start, 1)
         found["made_by"]["pointsman"] = __version__
         written.write(found, policy, out)
     return found
+
+
+def _encoder(log: Log) -> Encoder:
+    if log.vectors is not None and not any(query.strip() for query in log.queries):
+        return VectorEncoder()
+    return TextEncoder()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +116,7 @@ class _Comparison:
             alone.outcomes["validation"],
         )
         by_chance = mixtures(alone.outcomes["validation"])
-        chosen = self._pick(measured if verdict.routable else [alone], alone, by_chance)
+        chosen = self._choose(measured if verdict.routable else [alone], alone, by_chance)
         findings = Findings(
             self.log.name,
             {name: part.log for name, part in self.parts.items()},
@@ -117,7 +124,7 @@ class _Comparison:
             measured,
             by_chance,
             verdict,
-            chosen,
+            *chosen,
         )
         return findings.results(self.request, examples), self._policy(findings)
 
@@ -148,14 +155,14 @@ class _Comparison:
         self.progress.advance(1)
         return Measured(offer, settings, predictions, reached, seconds)
 
-    def _pick(self, allowed: list[Measured], alone: Measured, by_chance: list[Mixture]) -> Pick:
+    def _choose(self, allowed: list[Measured], alone: Measured, by_chance: list[Mixture]) -> Choice:
         candidates = {
             name: [each.outcomes[name] for each in allowed]
             + ([mixed(alone.outcomes[name], by_chance)] if by_chance else [])
             for name in ("validation", "calibration")
         }
         reference = f"{alone.offer.strategy.name}: {self.log.models[self.reference]}"
-        return pick(
+        return choose(
             candidates["validation"],
             candidates["calibration"],
             reference,
