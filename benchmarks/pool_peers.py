@@ -1,7 +1,7 @@
 """Other routers and ours, on the same vectors and the same splits: prints one table a part.
 
     python benchmarks/pool_peers.py [FILE] [--peer-python PATH] [--routerbench DIR]
-        [--llmrouterbench DIR] [--queries 5000] [--seeds 3] [--parts 1 2 3 4]
+        [--llmrouterbench DIR] [--queries 5000] [--seeds 3] [--parts 1 2 3 4] [--quick]
 
 1. Two models: RouteLLM's MMLU log (FILE, or shared/data/routellm_mmlu.csv.gz beside the checkout).
 2. Ten models: a synthetic pool of known truth.
@@ -35,6 +35,7 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from pool_peers_before import ask_routers, part_one, part_two
@@ -53,6 +54,7 @@ def main():
     parser.add_argument("--queries", type=int, default=5000, help="of the MMLU log")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--quick", action="store_true", help="leave out our slowest router")
     given = parser.parse_args()
     if not given.data.is_file():
         print(f"{given.data} is not there: nothing to compare on; name RouteLLM's MMLU log")
@@ -77,7 +79,8 @@ def main():
             parts[4] = [pool_of_ten(seed, sizes=sizes) for seed in seeds]
             ask_paretobandit(peers, parts[4])
         peers.run()
-        for number, show in enumerate((part_one, part_two, part_three, part_four), 1):
+        first = partial(part_one, quick=given.quick)
+        for number, show in enumerate((first, part_two, part_three, part_four), 1):
             if number in wanted:
                 show(peers, parts[number])
     children = os.times().children_user + os.times().children_system

@@ -41,7 +41,8 @@ OURS = (
     (Linear, True),
     (Blend, True),
 )
-SLOW = (Blend,)  # half a minute a fit on ten models: in the first part only
+# A blend takes half a minute a fit on ten models: in the first part only.
+QUICK = tuple((kind, rich) for kind, rich in OURS if kind is not Blend)
 ONE_BY_ONE = 40  # queries asked singly for the time of one decision
 
 
@@ -186,11 +187,11 @@ def router_rows(peers, parts, kinds, figures, digits):
     return rows, absent
 
 
-def part_one(peers, parts):
+def part_one(peers, parts, quick=False):
     first = parts[0]
     sizes = ", ".join(f"{name} {len(log):,}" for name, log in first.logs.items())
     print(f"\n1. Two models, RouteLLM's MMLU log ({WEAK}, {STRONG}): {sizes}\n")
-    rows, absent = router_rows(peers, parts, OURS, two_model_figures, (3, 3, 1))
+    rows, absent = router_rows(peers, parts, QUICK if quick else OURS, two_model_figures, (3, 3, 1))
     names = ("APGR, its scores ranked", "APGR, its own settings", "% strong by default")
     table(("router", *names, "fit, s", "decide, µs"), rows)
     say_absent(absent)
@@ -218,8 +219,7 @@ def turned_cells(pair, n):
 def part_two(peers, parts):
     sizes = ", ".join(f"{name} {len(log):,}" for name, log in parts[0].logs.items())
     print(f"\n2. Ten models, synthetic pool with topics: {sizes}; 100 x area\n")
-    quick = [(kind, rich) for kind, rich in OURS if kind not in SLOW]
-    rows, absent = router_rows(peers, parts, quick, ten_model_figures, (2, 2))
+    rows, absent = router_rows(peers, parts, QUICK, ten_model_figures, (2, 2))
     ends = np.array([best_figures(part) for part in parts]).T
     rows.append(["single models and chance", spread(ends[0], 2), "", "", ""])
     rows.append(["the truth, a limit", spread(ends[1], 2), "", "", ""])

@@ -24,7 +24,7 @@ def test_settling_gives_back_every_reservation_in_one_transaction(tmp_path: Path
             calls.append(request)
             return await release(request)
 
-        store.release = counted  # type: ignore[method-assign]
+        store.release = counted  # type: ignore[method-assign, assignment]
         bill = Bill(store, ANONYMOUS, "r")
         for cost in (0.1, 0.2, 0.3):
             await bill.reserve(0.5)

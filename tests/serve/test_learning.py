@@ -108,12 +108,12 @@ def test_what_could_not_be_written_was_not_heard() -> None:
         async def broken(*args: Any) -> bool:
             raise OSError("disk full")
 
-        store.learn = broken  # type: ignore[method-assign]
+        store.learn = broken  # type: ignore[method-assign, assignment]
         with pytest.raises(OSError, match="disk full"):
             await one.sync(store)
         assert one.alarm is not None
         assert one.alarm.feedbacks == 0
-        store.learn = learn  # type: ignore[method-assign]
+        store.learn = learn  # type: ignore[method-assign, assignment]
         await one.sync(store)
         assert one.alarm.feedbacks == 2
         await store.close()
