@@ -33,11 +33,14 @@ from gateway_rig import CORES, NICE, Process, gateway, litellm, load, prepare, s
 from pointsman.pool.policy import PoolPolicy
 
 STUB, GATEWAY, OTHER = 9311, 9312, 9313
+Cell = tuple[str, bool, int]  # server, whether it streams, requests at once
+Row = dict[str, float]
 CELLS = [(stream, at_once) for stream in (False, True) for at_once in (1, 32)]
+MORE = 4  # times the requests for the stub and for ours, which take a tenth of the time
 FIGURES = ("p50", "p99", "first p50", "CPU", "per second", "busy")
 
 
-def measure(server: Process, stream: bool, requests: int, at_once: int) -> dict[str, float]:
+def measure(server: Process, stream: bool, requests: int, at_once: int) -> Row:
     """Warm up, then measure: milliseconds, requests per second, and the share of a core used."""
     asyncio.run(load(server, [stream], max(10, 2 * at_once), at_once))
     before = server.cpu()
@@ -49,13 +52,14 @@ def measure(server: Process, stream: bool, requests: int, at_once: int) -> dict[
     return dict(zip(FIGURES, map(float, values), strict=True))
 
 
-def rounds(servers: Sequence[Process], count: int, requests: int) -> dict[tuple, dict[str, float]]:
+def rounds(servers: Sequence[Process], count: int, requests: int) -> dict[Cell, Row]:
     """Medians over rounds, by server, kind and number at once; added latencies beside."""
-    found: dict[tuple, list[dict[str, float]]] = defaultdict(list)
+    found: dict[Cell, list[Row]] = defaultdict(list)
     for _ in range(count):
         for stream, at_once in CELLS:
-            n = requests if at_once == 1 else 2 * requests
             for server in servers:
+                n = requests if server.name == "LiteLLM" else MORE * requests
+                n *= 1 if at_once == 1 else 2
                 row = measure(server, stream, n, at_once)
                 alone = row if server.name == "stub" else found["stub", stream, at_once][-1]
                 for name in ("p50", "p99", "first p50"):
@@ -67,7 +71,7 @@ def rounds(servers: Sequence[Process], count: int, requests: int) -> dict[tuple,
     }
 
 
-def show(found: dict[tuple, dict[str, float]]) -> None:
+def show(found: dict[Cell, Row]) -> None:
     """Print the figures and the ratios."""
     columns = ("added p50", "added p99", "added first p50", "p50", "p99", "CPU", "per second")
     print(
@@ -150,7 +154,7 @@ def main() -> None:
     )
     parser.add_argument("--litellm", help="a Python that has litellm[proxy], or its command")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=150, help="a cell, twice that at once")
+    parser.add_argument("--requests", type=int, default=100, help="of LiteLLM, one after another")
     parser.add_argument("--tokens", type=int, default=40, help="in an answer: pieces of a stream")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds between them")
     parser.add_argument("--point", default="0.5", help="of the policy")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +96,8 @@ def running(
         environment: variables beside our own.
         log: file for what it says, or None.
     """
+    if asyncio.run(_answers(port, path)):
+        raise SystemExit(f"something listens on port {port} already: end it first")
     before = ["taskset", "-c", str(core)] if core is not None else []
     before += ["nice", "-n", str(NICE)] if first else []
     with (log or Path(os.devnull)).open("ab") as said:
@@ -216,7 +218,9 @@ async def load(
     return done, took
 
 
-def stub(port: int, tokens: int, delay: float, *, first: bool = False) -> object:
+def stub(
+    port: int, tokens: int, delay: float, *, first: bool = False
+) -> AbstractContextManager[Process]:
     """Context of the stub upstream."""
     command = [sys.executable, str(TESTS / "stub_upstream.py"), "--port", str(port)]
     command += ["--tokens", str(tokens), "--delay", str(delay)]

@@ -138,17 +138,18 @@ def false_alarms(logs):
     alarms = 0
     for seed in range(logs):
         w = world("unlearnable", models=4, seed=seed)
-        log, held = w.log(500, seed=1), w.log(300, seed=2)
+        log, *held = (w.log(count, seed) for count, seed in ((500, 1), (300, 2), (300, 3)))
         encoder = TextEncoder().fit(log)
-        features, asked = encoder.transform(log), encoder.transform(held)
+        features = encoder.transform(log)
         strategies = [Single(), *(BeforeCall(router()) for router in QUICK)]
-        reached = []
+        parts = [[], []]
         for strategy in strategies:
-            predicted = strategy.fit(log, features).predict(asked)
-            settings = strategy.settings(held, predicted)
-            reached.append(outcomes(held, strategy, predicted, settings, 3))
-        names = [strategy.title for strategy in strategies[1:]]
-        alarms += judge(reached[1:], names, reached[0]).routable
+            strategy.fit(log, features)
+            predicted = [strategy.predict(encoder.transform(part)) for part in held]
+            settings = strategy.settings(held[0], predicted[0])
+            for reached, part, each in zip(parts, held, predicted, strict=True):
+                reached.append(outcomes(part, strategy, each, settings, 3))
+        alarms += judge(*parts, [strategy.title for strategy in strategies[1:]]).routable
         print(f"{alarms} false alarms on {seed + 1} logs", flush=True)
 
 

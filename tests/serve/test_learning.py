@@ -113,7 +113,7 @@ def test_what_could_not_be_written_was_not_heard() -> None:
             await one.sync(store)
         assert one.alarm is not None
         assert one.alarm.feedbacks == 0
-        store.learn = learn  # type: ignore[method-assign, assignment]
+        store.learn = learn  # type: ignore[method-assign]
         await one.sync(store)
         assert one.alarm.feedbacks == 2
         await store.close()

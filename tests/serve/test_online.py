@@ -41,10 +41,7 @@ def row(online: Online, model: str, quality: float, **more: Any) -> dict[str, An
 def test_the_price_is_what_the_hull_pays_at_the_default_point(policy: PoolPolicy) -> None:
     corners = policy.points
     assert len(corners) > 2
-    slopes = [
-        (b.quality - a.quality) / (b.cost - a.cost)
-        for a, b in pairwise(corners)
-    ]
+    slopes = [(b.quality - a.quality) / (b.cost - a.cost) for a, b in pairwise(corners)]
     assert price_at(policy, corners[0].cost) == pytest.approx(slopes[0])
     assert price_at(policy, (corners[1].cost + corners[2].cost) / 2) == pytest.approx(slopes[1])
     assert price_at(policy, 1e9) == pytest.approx(slopes[-1])

@@ -13,7 +13,7 @@ validation set, along its Pareto settings, follows Pareto Testing (Laufer-Goldsh
 2210.07913); `safest_first` makes one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, get_args
 
@@ -186,6 +186,8 @@ def certify(
     confidence: float,
     order: Sequence[Knob] | None = None,
     method: Method = "auto",
+    *,
+    among: Collection[Knob] | None = None,
 ) -> Pick:
     """The cheapest of the accepted settings, or the first setting with the bound that holds for it.
 
@@ -209,6 +211,9 @@ def certify(
         confidence: in (0, 1).
         order: knobs to test, safest first, fixed beforehand; default: the order of the knobs.
         method: as in `fixed_sequence`.
+        among: the settings that may be picked; all of the order are tested all the same. It may be
+            chosen on these outcomes, as the promise covers all accepted settings at once. Where
+            none of them is accepted, any accepted one may be picked.
 
     Raises:
         InputError: as in `fixed_sequence`.
@@ -221,7 +226,9 @@ def certify(
     )
     rows = [outcomes.setting(knob) for knob in sequence]
     costs = outcomes.cost.mean(axis=1)
-    place = min(range(accepted), key=lambda at: (costs[rows[at]], -at)) if accepted else 0
+    allowed = [at for at in range(accepted) if among is None or sequence[at] in among]
+    allowed = allowed or list(range(accepted))
+    place = min(allowed, key=lambda at: (costs[rows[at]], -at)) if allowed else 0
     row = rows[place]
     chosen = _method(outcomes, rows, method)
     certificate = _certificate(

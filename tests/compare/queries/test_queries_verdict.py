@@ -9,7 +9,7 @@ from pointsman.frontier import Outcomes
 SHARES = np.linspace(0, 1, 15)
 
 
-def pool(seed, n=300, knows=0.0, rules=8):
+def pool(seed, n=600, knows=0.0, rules=8):
     """Three models, and rules whose scores know, to a degree, where the dear one is needed."""
     rng = np.random.default_rng(seed)
     hard = rng.random(n)
@@ -33,7 +33,10 @@ def pool(seed, n=300, knows=0.0, rules=8):
                 "US$",
             )
         )
-    return found, [f"rule {rule}" for rule in range(rules)], alone
+    names = [f"rule {rule}" for rule in range(rules)]
+    halves = np.arange(n) < n // 2
+    parts = [[each.take(rows) for each in (alone, *found)] for rows in (halves, ~halves)]
+    return parts[0], parts[1], names
 
 
 def test_false_alarms_on_unlearnable_logs_are_rarer_than_one_in_twenty():
@@ -48,9 +51,10 @@ def test_a_rule_that_knows_is_found():
 
 
 def test_the_order_of_strategies_changes_nothing_but_ties():
-    strategies, names, alone = pool(3, knows=1.0)
-    one = judge(strategies, names, alone)
-    other = judge(strategies[::-1], names[::-1], alone)
+    validation, calibration, names = pool(3, knows=1.0)
+    one = judge(validation, calibration, names)
+    turned = [[part[0], *part[:0:-1]] for part in (validation, calibration)]
+    other = judge(*turned, names[::-1])
     assert one.gain == pytest.approx(other.gain)
     assert one.strategy == other.strategy
 
@@ -61,5 +65,5 @@ def test_the_words_say_what_is_recommended_and_what_would_change_it():
     assert not verdict.routable
     assert "No strategy is shown to beat mixing models by chance" in words
     assert "Recommended: model a" in words
-    assert "180 validation queries" in words
+    assert "300 calibration queries" in words
     assert "pays on this log" in judge(*pool(0, n=1500, knows=1.0)).words("")

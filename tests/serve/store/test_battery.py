@@ -497,6 +497,7 @@ def test_feedback_is_handed_out_until_it_was_learned_from(run: Run, url: str) ->
         assert len(heard) == 57
         assert await store.learn("p", 1, "second", heard)
         assert await store.unheard("p") == []
+        assert not await store.learn("p", 1, "late", ["r0"])
         assert await store.learned("p") == (2, "second")
         assert len(await store.unheard("other")) == 1
 

@@ -3,7 +3,7 @@
 Legend: S settings, N queries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -79,8 +79,10 @@ def choose(
     reference: Knob,
     max_drop: float,
     confidence: float,
+    *,
+    among: Collection[Knob] | None = None,
 ) -> Choice:
-    """Pick the cheapest setting that can be certified.
+    """Pick the cheapest setting that can be certified, of those that may be picked.
 
     Candidates and the order in which they are tested come from validation; calibration queries,
     seen by neither, decide. Where nothing cheaper passes, the reference is picked, which loses
@@ -88,7 +90,7 @@ def choose(
     """
     order = testing_order(Outcomes.join(list(validation)), reference, max_drop)
     known = Outcomes.join(list(calibration))
-    found = certify(known, max_drop, confidence, order)
+    found = certify(known, max_drop, confidence, order, among=among)
     if found.knob != reference:
         return Choice(found, found.certificate.words())
     kept = replace(

@@ -111,12 +111,12 @@ class _Comparison:
         self.progress.begin("measuring")
         alone, tried = measured[0], measured[1:]
         verdict = judge(
-            [each.outcomes["validation"] for each in tried],
+            [each.outcomes["validation"] for each in measured],
+            [each.outcomes["calibration"] for each in measured],
             [each.offer.strategy.title for each in tried],
-            alone.outcomes["validation"],
         )
         by_chance = mixtures(alone.outcomes["validation"])
-        chosen = self._choose(measured if verdict.routable else [alone], alone, by_chance)
+        chosen = self._choose(measured, by_chance, routable=verdict.routable)
         findings = Findings(
             self.log.name,
             {name: part.log for name, part in self.parts.items()},
@@ -155,19 +155,24 @@ class _Comparison:
         self.progress.advance(1)
         return Measured(offer, settings, predictions, reached, seconds)
 
-    def _choose(self, allowed: list[Measured], alone: Measured, by_chance: list[Mixture]) -> Choice:
+    def _choose(
+        self, measured: list[Measured], by_chance: list[Mixture], *, routable: bool
+    ) -> Choice:
+        """The pick: of all settings, or only of those that do not look at the query."""
+        alone = measured[0]
         candidates = {
-            name: [each.outcomes[name] for each in allowed]
+            name: [each.outcomes[name] for each in measured]
             + ([mixed(alone.outcomes[name], by_chance)] if by_chance else [])
             for name in ("validation", "calibration")
         }
-        reference = f"{alone.offer.strategy.name}: {self.log.models[self.reference]}"
+        blind = {*alone.outcomes["validation"].knobs, *(mixture.knob for mixture in by_chance)}
         return choose(
             candidates["validation"],
             candidates["calibration"],
-            reference,
+            f"{alone.offer.strategy.name}: {self.log.models[self.reference]}",
             self.request.max_drop,
             self.request.confidence,
+            among=None if routable else blind,
         )
 
     def _policy(self, findings: Findings) -> PoolPolicy:

@@ -1,13 +1,13 @@
 """Whether any strategy beats what needs no look at the query: one model alone, or chance.
 
-The validation queries are cut in two. On the smaller part the best strategy and its hull, models
-alone among it, are chosen; on the other it is measured how far that hull lies above the zero
-router's line at equal cost, in the mean over even steps of cost. So nothing is measured where it
-was chosen, and a strategy that learned nothing lies on the line but for noise. The interval is a
-bootstrap over queries; a strategy is said to beat chance where its lower end is above zero.
+On validation queries the best strategy and its hull, models alone among it, are chosen; on
+calibration queries it is measured how far that hull lies above the zero router's line at equal
+cost, in the mean over even steps of cost. So nothing is measured where it was chosen, and a
+strategy that learned nothing lies on the line but for noise. The interval is a bootstrap over
+queries; a strategy is said to beat chance where its lower end is above zero.
 
-Letting the parts change places and pooling both would use every query twice, but the two choices
-depend on one another, and of 100 unlearnable logs 10 were then taken for learnable.
+The certificate is tested on the same calibration queries and does not suffer: the verdict only
+says which of the accepted settings may be picked, and all of them hold together.
 
 Legend: S settings, M models, N queries.
 """
@@ -22,7 +22,6 @@ from pointsman.compare.queries.metrics import Array, advantage, corners
 from pointsman.frontier import Outcomes
 
 RESAMPLES = 1000
-CHOOSING = 0.4  # share of the validation queries on which strategy and hull are chosen
 STEPS = 20  # of cost at which a hull is compared with the zero router's line
 LEVEL = 0.975  # one-sided: of unlearnable logs, about so many are recognised
 SEED = 12
@@ -36,7 +35,7 @@ class Verdict:
         routable: the lower end of the gain is above zero.
         gain: mean quality above the zero router at equal cost.
         low: lower end of its one-sided interval.
-        strategy: the best on the part that chose.
+        strategy: the best on validation.
         queries: how many it was measured on.
     """
 
@@ -57,55 +56,49 @@ class Verdict:
             return (
                 f"Looking at the query pays on this log: the best strategy, {self.strategy}, lies "
                 f"{points} points of quality above mixing models by chance at equal cost "
-                f"(one-sided {LEVEL:.1%} bound {low}, on {self.queries:,} validation queries)."
+                f"(one-sided {LEVEL:.1%} bound {low}, on {self.queries:,} calibration queries)."
             )
         return (
             "No strategy is shown to beat mixing models by chance on this log: the best, "
             f"{self.strategy}, lies {points} points of quality from it at equal cost (one-sided "
-            f"{LEVEL:.1%} bound {low}, on {self.queries:,} validation queries). Recommended: "
+            f"{LEVEL:.1%} bound {low}, on {self.queries:,} calibration queries). Recommended: "
             f"{baseline}. What would change that: queries whose text tells which model they need, "
             "or a signal after the answer such as a confidence."
         )
 
 
-def judge(strategies: Sequence[Outcomes], names: Sequence[str], singles: Outcomes) -> Verdict:
-    """Measure the best strategy against chance on validation queries.
+def judge(
+    validation: Sequence[Outcomes], calibration: Sequence[Outcomes], names: Sequence[str]
+) -> Verdict:
+    """Measure the best strategy against chance.
 
     Args:
-        strategies: (S, N) outcomes of each strategy on the same queries.
+        validation: of the models alone, and then of each strategy, on validation queries.
+        calibration: the same on calibration queries.
         names: of the strategies.
-        singles: (M, N) of each model alone.
     """
-    n = len(singles)
-    order = np.random.default_rng(SEED).permutation(n)
-    chosen_on, measured_on = np.split(order, [round(CHOOSING * n)])
-    heights = [advantage(s.take(chosen_on), singles.take(chosen_on)) for s in strategies]
-    best = int(np.argmax(heights))
-    both = Outcomes.join([strategies[best], singles])
-    excess = _excess(both, singles, chosen_on, measured_on)
+    alone, *tried = validation
+    best = int(np.argmax([advantage(strategy, alone) for strategy in tried]))
+    chosen, measured = (
+        Outcomes.join([part[1 + best], part[0]]) for part in (validation, calibration)
+    )
+    excess = _excess(chosen, measured, alone, calibration[0])
     draws = np.random.default_rng(SEED).integers(0, len(excess), size=(RESAMPLES, len(excess)))
     low = float(np.quantile(excess[draws].mean(axis=1), 1 - LEVEL))
     return Verdict(low > 0, float(excess.mean()), low, names[best], len(excess))
 
 
-def _excess(
-    strategy: Outcomes,
-    singles: Outcomes,
-    chosen_on: npt.NDArray[np.int64],
-    measured_on: npt.NDArray[np.int64],
-) -> Array:
+def _excess(chosen: Outcomes, measured: Outcomes, base: Outcomes, alone: Outcomes) -> Array:
     """(n,) each query's part in the gain, over even steps of cost, of a hull chosen elsewhere.
 
     At a mean cost c between the zero router's corners a and b, its line is (1 - w) q_a + w q_b with
     w = (c - c_a) / (c_b - c_a). The gain is linear in the queries once w is fixed; that w follows
-    the costs of this half is taken into account by its derivative, the slope of the line.
+    these costs is taken into account by its derivative, the slope of the line.
     """
-    base = singles.take(chosen_on)
     line = corners(base.cost.mean(axis=1), base.quality.mean(axis=1))
     costs = base.cost[line].mean(axis=1)
-    here, alone = strategy.take(measured_on), singles.take(measured_on)
-    shares = _shares(strategy.take(chosen_on), np.linspace(costs[0], costs[-1], STEPS + 2)[1:-1])
-    parts = [_mean(share, here) for share in shares]
+    shares = _shares(chosen, np.linspace(costs[0], costs[-1], STEPS + 2)[1:-1])
+    parts = [_mean(share, measured) for share in shares]
     total: Array = np.sum([quality - _chance(cost, alone, line) for quality, cost in parts], axis=0)
     return total / STEPS
 
