@@ -24,6 +24,7 @@ from pointsman.pool.reading.values import Array, is_text_column
 from pointsman.pool.reading.words import note
 
 MOST_QUERIES = 100_000  # more are sampled, unless `rows` says otherwise
+LONGEST_HEADER = 1 << 20  # bytes
 GLANCE = 200  # rows by which a log is told from a table of features
 
 
@@ -99,6 +100,8 @@ def looks_like_log(path: str | Path) -> bool:
     if not name.endswith((".csv", ".parquet")):
         return True
     try:
+        if name.endswith(".csv") and not _has_header(path):
+            return False
         file = LogFile(path)
         if one_of(file.names, names.MODEL) and one_of(file.names, names.ROLES[names.QUALITY]):
             return True
@@ -109,6 +112,15 @@ def looks_like_log(path: str | Path) -> bool:
         layout = recognise(path, head)
         return layout.query is not None or layout.vector is not None
     except InputError:
+        return False
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a line ends early in the file, so that it can be looked at without reading much."""
+    try:
+        with path.open("rb") as file:
+            return b"\n" in file.read(LONGEST_HEADER)
+    except OSError:
         return False
 
 
