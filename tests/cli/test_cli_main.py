@@ -49,6 +49,21 @@ def test_every_command_has_help(name: str, pointsman: Callable[..., Any]) -> Non
         assert ran.out.startswith(f"Usage: cli {name}")
 
 
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pointsman.serve.reload", None)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.delitem(sys.modules, "pointsman.serve.reload")
+    for name in [
+        name for name in sys.modules if name.startswith(("pointsman.serve", "starlette."))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "models.toml").touch()
+    said = refused("serve", tmp_path, "--models", tmp_path / "models.toml")
+    assert said.endswith("which this needs: pip install 'pointsman[serve]'")
+
+
 def test_the_version_is_told(pointsman: Callable[..., Any]) -> None:
     assert pointsman("--version").out == f"pointsman, version {__version__}\n"
 

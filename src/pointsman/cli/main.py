@@ -23,6 +23,15 @@ COMMANDS = {
     "claims": "List, run and document the published systems.",
 }
 
+# Packages that only some commands need -> the extra that installs them.
+EXTRAS = {
+    **dict.fromkeys(
+        ("httptools", "httpx2", "prometheus_client", "starlette", "uvicorn", "uvloop"), "serve"
+    ),
+    "psycopg": "postgres",
+    "ray": "ray",
+    "transformers": "hf",
+}
 
 PLAIN = {"\xa0": " ", "−": "-", "•": "*", "▸": ">", "…": "...", "“": '"', "”": '"', "µ": "u"}
 
@@ -55,6 +64,16 @@ class Commands(click.Group):
             # A name from a file may hold line breaks, or what a terminal would obey.
             line = "".join(c if c.isprintable() else " " for c in str(error))
             click.echo(f"pointsman: {line}", err=True)
+            ctx.exit(2)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
+                raise
+            click.echo(
+                f"pointsman: {error.name} is not installed, which this needs: "
+                f"pip install 'pointsman[{extra}]'",
+                err=True,
+            )
             ctx.exit(2)
 
 
