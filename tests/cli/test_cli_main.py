@@ -52,14 +52,11 @@ def test_every_command_has_help(name: str, pointsman: Callable[..., Any]) -> Non
 def test_a_package_that_is_not_installed_is_named_with_its_extra(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pointsman.serve.reload", None)
-    monkeypatch.setitem(sys.modules, "starlette", None)
-    monkeypatch.delitem(sys.modules, "pointsman.serve.reload")
-    for name in [
-        name for name in sys.modules if name.startswith(("pointsman.serve", "starlette."))
-    ]:
-        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "models.toml").touch()
+    cached = [name for name in sys.modules if name.startswith(("pointsman.serve", "starlette"))]
+    for name in cached:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette", None)
     said = refused("serve", tmp_path, "--models", tmp_path / "models.toml")
     assert said.endswith("which this needs: pip install 'pointsman[serve]'")
 
