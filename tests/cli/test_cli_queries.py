@@ -37,6 +37,9 @@ def test_a_log_is_recognised_compared_and_its_policy_routes_new_queries(
     assert ran.code == 0, ran
     assert "400 queries from column 'prompt'" in ran.err
     assert "Models alone" in ran.out
+    assert "Over chance" in ran.out
+    assert "k-means clusters" in ran.out
+    assert "mixing models by chance" in " ".join(ran.out.split())
     shown = pointsman("show", out)
     assert shown.out.splitlines()[0] == ran.out.splitlines()[0]
     routed = pointsman("predict", out / "policy", log_file, "--point", "best")

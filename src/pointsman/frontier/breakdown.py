@@ -10,6 +10,7 @@ FIGURES: Mapping[str, tuple[str, str, bool]] = {
     "aiq": ("AIQ", "mean quality along the range of cost, mixing allowed", False),
     "gain": ("Over chance", "AIQ less that of mixing the models at random", False),
     "apgr": ("APGR", "average of the gap between cheapest model and reference recovered", False),
+    "deferral_area": ("Deferral area", "mean quality over the share of the reference", False),
     "cpt50": ("CPT 50", "least share of the reference that recovers half of the gap", True),
     "cpt80": ("CPT 80", "the same for four fifths", True),
     "perf_gain": ("PerfGain", "best quality over the best single model's, less one", True),
@@ -27,12 +28,23 @@ def pool_sections(reading: Reading) -> dict[str, Any] | None:
         return None
     return {
         "verdict": pool["verdict"]["words"],
+        "recovered": _recovered(pool.get("pgr")),
         "heads": [(name, about) for name, about, _ in FIGURES.values()],
         "strategies": [_strategy(row) for row in pool["strategies"]],
         "models": [model["name"] for model in pool["models"]],
         "groups": [_groups(name, group) for name, group in (pool.get("groups") or {}).items()],
         "examples": _examples(pool.get("examples") or {}),
     }
+
+
+def _recovered(pgr: float | None) -> str:
+    """How much of the gap the pick recovers (PGR), in words; nothing where there is no gap."""
+    if pgr is None:
+        return ""
+    return (
+        f"The pick recovers {share(pgr)} of the gap between the cheapest model and the reference "
+        "(PGR, on the test split)."
+    )
 
 
 def _strategy(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pointsman.frontier.breakdown import pool_sections
 from pointsman.frontier.reading import (
     OperatingPoint,
     Reading,
@@ -14,6 +15,8 @@ from pointsman.frontier.reading import (
     share,
     worth_showing,
 )
+
+IN_TERMINAL = ("Over chance", "APGR", "CPT 50", "CPT 80", "CostSave")
 
 
 def results_table(results: Results) -> RenderableType:
@@ -48,7 +51,25 @@ def results_table(results: Results) -> RenderableType:
     )
     verdict = Text(reading.headline(), style="bold green" if reading.certified else "bold yellow")
     words = Text(str(reading.results["certificate"]["words"]))
-    return Group(table, Text(), notes, Text(), verdict, words)
+    return Group(table, Text(), notes, *_strategies(reading), Text(), verdict, words)
+
+
+def _strategies(reading: Reading) -> list[RenderableType]:
+    """Of a log, every strategy beside the trivial ones, and whether routing is worth it."""
+    pool = pool_sections(reading)
+    if pool is None:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("strategy", overflow="fold", min_width=20)
+    heads = [name for name, _ in pool["heads"]]
+    shown = [heads.index(name) for name in IN_TERMINAL]
+    for name in IN_TERMINAL:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in pool["strategies"]:
+        cells = [row["cells"][at] for at in shown]
+        table.add_row(Text(row["title"]), *(Text(cell["value"]) for cell in cells))
+    said = Text(f"{pool['verdict']} {pool['recovered']}".strip())
+    return [Text(), table, Text(), said]
 
 
 def _columns(reading: Reading) -> Table:

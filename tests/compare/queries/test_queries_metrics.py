@@ -70,6 +70,7 @@ def test_the_zero_router_gains_nothing_and_recovers_half_on_average():
     figures = Bootstrap(alone, 1, resamples=20).figures(alone, calls)
     assert figures["gain"].value == pytest.approx(0.0)
     assert figures["apgr"].value == pytest.approx(0.5)
+    assert figures["deferral_area"].value == pytest.approx(quality.mean())
     assert figures["cpt50"].value == pytest.approx(0.5)
     assert figures["cpt80"].value == pytest.approx(0.8)
     assert figures["cost_save"].value == pytest.approx(0.0)

@@ -43,6 +43,11 @@ def test_a_learnable_log_is_compared_and_everything_is_written(tmp_path):
     assert found["data"]["kind"] == "queries"
     assert found["pool"]["verdict"]["routable"]
     assert [row["kind"] for row in found["pool"]["strategies"]] == ["alone", "trivial", "before"]
+    assert found["pool"]["pgr"] > 0.5
+    assert (
+        "of the gap between the cheapest model and the reference"
+        in (tmp_path / "out" / "report.html").read_text()
+    )
     assert "Is routing worth it here?" in (tmp_path / "out" / "report.html").read_text()
     results_table(found)
 

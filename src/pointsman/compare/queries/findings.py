@@ -18,7 +18,7 @@ from pointsman.compare.queries.metrics import Array, Bootstrap, advantage
 from pointsman.compare.queries.offers import KINDS, Offer
 from pointsman.compare.queries.verdict import Verdict
 from pointsman.compare.request import Request
-from pointsman.frontier import Frontier, Knob, Outcomes, Pick, Point, oracle
+from pointsman.frontier import Frontier, Knob, Outcomes, Pick, Point, oracle, pgr
 from pointsman.pool.log import Log
 from pointsman.pool.routers.router import Prediction
 from pointsman.pool.strategies.strategy import Setting
@@ -246,6 +246,7 @@ class Findings:
                 "strategy": self.verdict.strategy,
                 "words": self.verdict.words(self.baseline()),
             },
+            "pgr": self._recovered(),
             "strategies": self._strategies(),
             "groups": by_group(self.test, self.pick_outcomes(), self.reference, answered),
             "examples": {}
@@ -253,6 +254,14 @@ class Findings:
             else examples(self.test, expected, answered, self.reference, shown),
             "reference": reference,
         }
+
+    def _recovered(self) -> float | None:
+        """Of the gap between the cheapest model and the reference, what the pick recovers."""
+        weak = float(self.test.quality[:, int(self.test.cost.mean(axis=0).argmin())].mean())
+        strong = float(self.test.quality[:, self.reference].mean())
+        if not strong > weak:
+            return None
+        return pgr(float(self.pick_outcomes().quality.mean()), weak=weak, strong=strong)
 
     def baseline(self) -> str:
         """What is recommended where nothing beats the models alone."""

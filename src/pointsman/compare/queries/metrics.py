@@ -7,6 +7,7 @@ made comparable by one range of cost, one pair of ends and the same resampled qu
 - `gain`: the same less that of the zero router, which mixes the models by chance.
 - `apgr`, `cpt50`, `cpt80`: along the share of calls that the reference gets where there are two
   models, along the share of the range of cost where there are more.
+- `deferral_area`: mean quality along the same shares (Gupta et al. 2024, arXiv:2404.10136).
 - `perf_gain`, `cost_save`: LLMRouterBench (2026, arXiv:2601.07206): the best quality over the best
   single model's, and the cost saved by the cheapest setting that is no worse than it.
 - `oracle_gap`: share of the oracle's quality that the best setting misses.
@@ -95,6 +96,13 @@ def average_gap(sample: Sample) -> float | None:
     return apgr(share, quality, weak=weak, strong=strong)
 
 
+def deferral_area(sample: Sample) -> float | None:
+    """Area under the deferral curve: mean quality over the share of the reference."""
+    weak, strong = _ends(sample)
+    recovered = average_gap(sample)
+    return None if recovered is None else weak + recovered * (strong - weak)
+
+
 def call_threshold(target: float) -> Measure:
     """CPT: the least share of the reference that recovers `target` of the gap."""
 
@@ -135,6 +143,7 @@ MEASURES: Mapping[str, Measure] = {
     "aiq": aiq,
     "gain": gain,
     "apgr": average_gap,
+    "deferral_area": deferral_area,
     "cpt50": call_threshold(0.5),
     "cpt80": call_threshold(0.8),
     "perf_gain": perf_gain,
