@@ -328,3 +328,18 @@ def test_bad_arguments_are_refused(arguments, words):
     outcomes = outcomes_of(losses(0), losses(2))
     with pytest.raises(InputError, match=words):
         certify(outcomes, **({"max_drop": 0.01, "confidence": 0.95} | arguments))
+
+
+def test_only_settings_among_those_allowed_are_picked_but_all_are_tested() -> None:
+    n = 2000
+    right = np.ones(n)
+    cost = np.outer([8.0, 6.0, 4.0, 2.0], np.ones(n))
+    quality = np.stack([right, right, right, np.zeros(n)])
+    outcomes = Outcomes(("a", "b", "c", "d"), quality, cost, right, np.full(n, 10.0), "MFLOPs")
+    free = certify(outcomes, 0.01, 0.95)
+    bound = certify(outcomes, 0.01, 0.95, among={"a", "b", "d"})
+    assert (free.knob, bound.knob) == ("c", "b")
+    assert bound.certificate.tested == free.certificate.tested == 4
+    assert bound.certificate.accepted == 3
+    # where none that is allowed was accepted, the cheapest accepted one is picked
+    assert certify(outcomes, 0.01, 0.95, among={"d"}).knob == "c"

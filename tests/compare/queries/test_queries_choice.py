@@ -94,6 +94,18 @@ def test_the_cheapest_certified_setting_is_picked():
     assert words == found.certificate.words()
 
 
+def test_only_settings_that_may_be_picked_are_picked_though_others_are_cheaper():
+    parts = [log(seed=seed) for seed in (0, 5)]
+    validation, calibration = ([part, settings(part, (0.1, 0.5, 0.9))] for part in parts)
+    free, _ = choose(validation, calibration, "single: c", 0.01, 0.95)
+    blind = set(parts[0].knobs)
+    bound, words = choose(validation, calibration, "single: c", 0.01, 0.95, among=blind)
+    assert free.knob == "r: 0.9"
+    assert bound.knob == "single: c"
+    assert bound.certificate.accepted == free.certificate.accepted  # tested all the same
+    assert words.endswith("No cheaper setting that may be picked lost little enough on validation.")
+
+
 def test_without_anything_cheaper_the_reference_stands_alone():
     alone = log().choose(["single: a"])
     cheap = Outcomes(alone.knobs, alone.quality, alone.cost, alone.quality[0], alone.cost[0], "US$")

@@ -102,11 +102,12 @@ def choose(
         by_method={},
     )
     words = f"{reference!r} is the reference itself, which loses nothing by definition."
-    if len(order) > 1:
-        first = certify(known, max_drop, confidence, order[1:2]).certificate
+    cheaper = [knob for knob in order[1:] if among is None or knob in among]
+    if cheaper:
+        first = certify(known, max_drop, confidence, cheaper[:1]).certificate
         words += f" About the safest cheaper setting: {first.words()}"
     else:
-        words += " No cheaper setting lost less on validation than is allowed."
+        words += " No cheaper setting that may be picked lost little enough on validation."
     return Choice(replace(found, certificate=kept), words)
 
 
