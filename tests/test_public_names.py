@@ -97,8 +97,9 @@ NAMES = {
     ),
     "pointsman.pool.strategies": "BeforeCall Chain RoutedCascade Single",
     "pointsman.run": (
-        "Answer Confidence Stage StageCosts Thresholds evaluating outcomes_of_stages run_staged "
-        "stage_thresholds staged_outcomes subset_thresholds"
+        "Answer Confidence Stage StageCosts State StoppingRule Thresholds evaluating "
+        "outcomes_of_stages run_staged stage_sureness stage_thresholds staged_outcomes "
+        "subset_thresholds"
     ),
     "pointsman.select": (
         "Guarantee balanced categorical expert_choice first_confident group_limited guarantee_of "

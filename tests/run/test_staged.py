@@ -396,3 +396,46 @@ def test_evaluating_gives_every_submodule_its_own_mode_back():
     with pytest.raises(KeyError):
         fail()
     assert [m.training for m in net.modules()] == [True, True, False]
+
+
+class Agreement:
+    """Sure once two stages in a row say the same; remembers the last answer."""
+
+    def sureness(self, logits, stage, memory):
+        said = logits.argmax(dim=1)
+        same = torch.zeros(len(said)) if memory is None else (said == memory).float()
+        return same, said
+
+
+def test_a_rules_memory_follows_the_inputs_that_stay():
+    table = torch.tensor([[0, 0, 1, 1], [1, 0, 0, 1], [2, 1, 1, 1], [0, 1, 0, 1]])  # inputs, stages
+    logits = torch.nn.functional.one_hot(table, 3).double()
+    stages = [Stage(lambda x, at=at: logits[x, at]) for at in range(4)]
+    answer = run_staged(stages, torch.arange(4), 0.5, Agreement())
+    assert answer.stage.tolist() == [1, 2, 2, 3]
+    assert answer.output.argmax(dim=1).tolist() == [0, 0, 1, 1]
+
+
+def test_a_rule_does_not_see_skipped_stages_lazily_or_worked_out():
+    table = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]])
+    logits = torch.nn.functional.one_hot(table, 3).double()
+    stages = [Stage(lambda x, at=at: logits[x, at]) for at in range(4)]
+    limits = [0.5, math.inf, 0.5, -math.inf]
+    assert run_staged(stages, torch.arange(2), limits, Agreement()).stage.tolist() == [2, 3]
+    found = staged_outcomes(
+        logits.transpose(0, 1),
+        torch.tensor([0, 0]),
+        Cost(np.array([1.0, 1, 1, 1]), "MFLOPs"),
+        {"every": 0.5, "some": limits},
+        confidence=Agreement(),
+    )
+    assert found.knobs == ("every", "some")
+    assert found.cost.tolist() == [[4, 2], [2, 3]]
+
+
+def test_answers_with_several_places_an_input_are_put_back_in_order():
+    outputs = torch.arange(24.0).reshape(2, 3, 2, 2)
+    stages = [Stage(lambda x, at=at: outputs[at][x]) for at in range(2)]
+    answer = run_staged(stages, torch.arange(3), 9.0, lambda y: y.flatten(1).mean(dim=1))
+    assert answer.stage.tolist() == [1, 1, 0]
+    assert answer.output.tolist() == torch.stack([*outputs[1][:2], outputs[0][2]]).tolist()

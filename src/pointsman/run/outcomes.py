@@ -4,7 +4,7 @@ Legend: S stages, N inputs of a data set, C classes, K settings.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,13 @@ from torch import Tensor
 from pointsman.cost import Cost
 from pointsman.errors import InputError, UnitError
 from pointsman.frontier.points import Knob, Outcomes
-from pointsman.run.staged import Confidence, Thresholds, stage_thresholds
+from pointsman.run.staged import (
+    Confidence,
+    State,
+    StoppingRule,
+    Thresholds,
+    stage_thresholds,
+)
 from pointsman.select import max_probability
 
 AnyKnob = TypeVar("AnyKnob", bound=Knob)  # the keys of a mapping are of one kind
@@ -86,7 +92,7 @@ def staged_outcomes(
     costs: Cost | StageCosts,
     settings: Mapping[AnyKnob, Thresholds],
     *,
-    confidence: Confidence = max_probability,
+    confidence: Confidence | StoppingRule = max_probability,
     reference: int = -1,
 ) -> Outcomes:
     """What many settings of a staged classifier would do, from the logits of every stage at once.
@@ -98,7 +104,7 @@ def staged_outcomes(
         labels_N: the right classes, int64, from 0 to C - 1.
         costs: per stage and input, amount (S,); a plain Cost is that of answering.
         settings: knob -> thresholds as for `run_staged`, from the safest to the cheapest.
-        confidence: logits (N, C) -> (N,).
+        confidence: logits (N, C) -> (N,), or a stopping rule.
         reference: the stage that answers everything in the reference.
 
     Raises:
@@ -115,9 +121,46 @@ def staged_outcomes(
             f"labels are whole numbers from 0 to {classes - 1}, got "
             f"{int(labels_N.min())} to {int(labels_N.max())}"
         )
-    confidence_SN = torch.stack([confidence(logits_NC) for logits_NC in logits_SNC])
     right_SN = logits_SNC.argmax(dim=2) == labels_N
-    return outcomes_of_stages(confidence_SN, right_SN, costs, settings, reference=reference)
+    groups: dict[tuple[bool, ...], dict[AnyKnob, Thresholds]] = {}
+    for knob, thresholds in settings.items():  # a rule's memory depends on which stages are asked
+        asked = tuple((stage_thresholds(thresholds, len(logits_SNC)) < math.inf).tolist())
+        key = asked if isinstance(confidence, StoppingRule) else ()
+        groups.setdefault(key, {})[knob] = thresholds
+    found = [
+        outcomes_of_stages(
+            stage_sureness(logits_SNC, confidence, asked),
+            right_SN,
+            costs,
+            some,
+            reference=reference,
+        )
+        for asked, some in (groups or {(): {}}).items()
+    ]
+    return found[0] if len(found) == 1 else Outcomes.join(found).choose(list(settings))
+
+
+def stage_sureness(
+    logits_SNC: Tensor, confidence: Confidence | StoppingRule, asked: Sequence[bool] = ()
+) -> Tensor:
+    """How sure every stage would be of every input if none left before, (S, N).
+
+    Args:
+        logits_SNC: of every stage on every input.
+        confidence: logits (N, C) -> (N,), or a stopping rule.
+        asked: for a rule, which stages answer; empty: all. The rows of the others are 0.
+    """
+    if not isinstance(confidence, StoppingRule):
+        return torch.stack([confidence(logits_NC) for logits_NC in logits_SNC])
+    rows: list[Tensor | None] = []
+    memory: State | None = None
+    for stage, logits_NC in enumerate(logits_SNC):
+        row = None
+        if not asked or asked[stage]:
+            row, memory = confidence.sureness(logits_NC, stage, memory)
+        rows.append(row)
+    like = next(row for row in rows if row is not None)
+    return torch.stack([torch.zeros_like(like) if row is None else row for row in rows])
 
 
 def outcomes_of_stages(

@@ -9,7 +9,9 @@ What happens at a stage is one number, its threshold:
     -inf     everybody who comes this far is answered here
 
 so a choice of stages with a threshold each is one vector (S,), see `subset_thresholds`. The last
-stage always answers: its own threshold is never read.
+stage always answers: its own threshold is never read. How sure an answer is says a function of its
+logits or, where more than these matter (which stage it is, what earlier ones said), a
+`StoppingRule`.
 
 `run_staged` runs lazily and serves; `staged_outcomes` beside it weighs many settings at once over
 logits that were computed once. The tests hold the two against each other.
@@ -21,7 +23,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,12 +39,38 @@ Confidence = Callable[[Tensor], Tensor]
 Thresholds = float | Sequence[float]
 
 
+@runtime_checkable
+class StoppingRule(Protocol):
+    """How sure an answer is, where that takes more than its own logits.
+
+    A rule holds nothing about a batch: what it has to remember of the inputs that go on (what the
+    stage before said, how often it was said in a row) is handed to it and taken back at every
+    stage that answers. Stages that are skipped are not shown to it.
+    """
+
+    def sureness(self, logits: Tensor, stage: int, memory: State | None) -> tuple[Tensor, State]:
+        """How sure each answer is, and what to remember.
+
+        Args:
+            logits: (n, C) of the inputs that are still there.
+            stage: that answered, from 0.
+            memory: what the rule gave at the last stage that answered, its rows those of these
+                inputs; None at the first.
+
+        Returns:
+            (n,), higher is surer, to be held against the stage's threshold; and a state of n rows,
+            or None.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage: `advance` takes the state to this stage, `answer` reads logits off it.
 
     Attributes:
-        answer: state of n inputs -> logits (n, C).
+        answer: state of n inputs -> logits (n, C), or (n, ..., C) where an input has several
+            places and the confidence looks at them all.
         advance: state of n inputs -> their next state; None leaves the state as it is, so that a
             skipped stage does nothing at all and is not on the route.
     """
@@ -56,7 +84,7 @@ class Answer:
     """What came out, and how.
 
     Attributes:
-        output: (T, C), for each input that of the stage that answered it.
+        output: (T, ..., C), for each input that of the stage that answered it.
         route: the stages each input visited, in order, with weight 0, and the one that answered it
             with weight 1. `route.cost(...)` therefore pays for the stages that were not sure, too.
     """
@@ -124,7 +152,7 @@ def run_staged(
     stages: Sequence[Stage],
     x: State,
     thresholds: Thresholds,
-    confidence: Confidence = max_probability,
+    confidence: Confidence | StoppingRule = max_probability,
     skip: Collection[int] = (),
 ) -> Answer:
     """Run stages in order on the inputs that no stage has answered yet.
@@ -141,7 +169,7 @@ def run_staged(
         x: the first state, with T inputs: a tensor, or tuples, lists and dicts of tensors that
             share their first dimension.
         thresholds: one number, or one per stage, see `stage_thresholds`; +inf skips a stage.
-        confidence: logits (n, C) -> (n,), higher is surer.
+        confidence: logits (n, C) -> (n,), higher is surer; or a stopping rule.
         skip: stages that only advance, as if their threshold were +inf. The last cannot be one.
 
     Raises:
@@ -155,6 +183,7 @@ def run_staged(
     here = torch.arange(num_inputs, device=device)  # which inputs the rows of the state are
     visits: list[tuple[Tensor, int, Tensor | None]] = []  # inputs, stage, which were answered
     outputs: list[Tensor] = []
+    memory: State | None = None
     for at, stage in enumerate(stages):
         if stage.advance is not None:
             state = stage.advance(state)
@@ -163,13 +192,13 @@ def run_staged(
                 visits.append((here, at, None))
             continue
         output = _checked(stage.answer(state), len(here), at, outputs)
-        sure = _sure(output, float(limits[at]), confidence, here, at)
+        sure, memory = _sure(output, float(limits[at]), confidence, here, at, memory)
         visits.append((here, at, sure))
         outputs.append(output[sure])
         if bool(sure.all()):
             break
         rows = (~sure).nonzero().squeeze(1)
-        here, state = here[rows], _take(state, rows)
+        here, state, memory = here[rows], _take(state, rows), _take(memory, rows)
     return _answer(visits, outputs, num_inputs, len(stages))
 
 
@@ -184,12 +213,22 @@ def _skip(limits: np.ndarray[Any, Any], skip: Collection[int]) -> None:
         limits[at] = math.inf
 
 
-def _sure(output: Tensor, limit: float, confidence: Confidence, here: Tensor, at: int) -> Tensor:
-    """Which of the n inputs are answered here, (n,) bool."""
+def _sure(
+    output: Tensor,
+    limit: float,
+    confidence: Confidence | StoppingRule,
+    here: Tensor,
+    at: int,
+    memory: State | None,
+) -> tuple[Tensor, State | None]:
+    """Which of the n inputs are answered here, (n,) bool, and what the rule remembers."""
     if limit == -math.inf:  # whoever comes here is answered: nobody need ask how sure
-        return torch.ones(len(here), dtype=torch.bool, device=here.device)
+        return torch.ones(len(here), dtype=torch.bool, device=here.device), None
     try:
-        sureness = confidence(output)
+        if isinstance(confidence, StoppingRule):
+            sureness, memory = confidence.sureness(output, at, memory)
+        else:
+            sureness = confidence(output)
     except RouteError as error:
         _refuse_nan(output, here, at, error)
         raise
@@ -199,12 +238,12 @@ def _sure(output: Tensor, limit: float, confidence: Confidence, here: Tensor, at
             f"the shape is {tuple(sureness.shape)}"
         )
     _refuse_nan(sureness[:, None], here, at, None)
-    return sureness >= limit
+    return sureness >= limit, memory
 
 
 def _refuse_nan(rows: Tensor, here: Tensor, at: int, cause: Exception | None) -> None:
     """Name the input that has NaN: the row alone would not say, as others have left before."""
-    nan = rows.isnan().any(dim=1)
+    nan = rows.isnan().flatten(1).any(dim=1)
     if bool(nan.any()):
         raise RouteError(
             f"answers and confidences must be numbers, got NaN for input "
@@ -214,19 +253,25 @@ def _refuse_nan(rows: Tensor, here: Tensor, at: int, cause: Exception | None) ->
 
 
 def _checked(output: Any, rows: int, at: int, earlier: list[Tensor]) -> Tensor:
-    """The answer of a stage, refused unless (n, C) in the C and dtype of the stages before."""
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != rows:
+    """The answer of a stage, refused unless (n, ..., C) in the shape and dtype of those before."""
+    if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != rows:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(
             f"a stage answers with a tensor ({rows}, classes) for {rows} inputs, "
             f"stage {at} gave {got}"
         )
-    if earlier and (output.shape[1], output.dtype) != (earlier[0].shape[1], earlier[0].dtype):
+    if earlier and (output.shape[1:], output.dtype) != (earlier[0].shape[1:], earlier[0].dtype):
         raise InputError(
-            f"stages must answer alike: stage {at} gave {output.shape[1]} classes in "
-            f"{output.dtype}, one before {earlier[0].shape[1]} in {earlier[0].dtype}"
+            f"stages must answer alike: stage {at} gave {_words(output)}, one before "
+            f"{_words(earlier[0])}"
         )
     return output
+
+
+def _words(output: Tensor) -> str:
+    if output.ndim == 2:
+        return f"{output.shape[1]} classes in {output.dtype}"
+    return f"{tuple(output.shape[1:])} per input in {output.dtype}"
 
 
 def _answer(

@@ -1,0 +1,1 @@
+"""Networks as rows of blocks, whatever they are made of."""
