@@ -121,10 +121,10 @@ def test_files_that_are_not_whole_are_refused(change: str, name: str, folder: Pa
         load_policy(folder)
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 def test_a_policy_of_a_newer_version_asks_for_a_newer_pointsman(version: int, folder: Path) -> None:
     text = (folder / DESCRIPTION).read_text()
-    (folder / DESCRIPTION).write_text(text.replace('"version": 1', f'"version": {version}', 1))
+    (folder / DESCRIPTION).write_text(text.replace('"version": 2', f'"version": {version}', 1))
     with pytest.raises(PolicyError, match=f"version {version}, .*install a newer pointsman"):
         load_policy(folder)
 

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from pointsman.compare import ways
+from pointsman.compare.rules import USUAL, rules_for
 from pointsman.compare.ways import (
     LONGEST_SEQUENCE,
     MOST_SETTINGS,
@@ -82,7 +83,7 @@ def test_the_reference_alone_is_tested_where_nothing_is_cheaper() -> None:
 
 def answers_of(confidence: list[list[float]], right: list[list[int]]) -> Answers:
     quality = torch.tensor(right, dtype=torch.float32)
-    return Answers(torch.tensor(confidence), quality, 1 - quality)
+    return Answers({USUAL: torch.tensor(confidence)}, quality, 1 - quality)
 
 
 def way_of(name: str, answers: Answers, costs: list[float]) -> Way:
@@ -120,6 +121,19 @@ def test_a_cascade_asks_at_least_two(validation: Answers) -> None:
     assert len(found) <= MOST_SETTINGS
 
 
+def test_every_rule_that_gives_something_is_kept() -> None:
+    """The margin alone knows here who is wrong: the settings on it cost least at equal quality."""
+    rng = np.random.default_rng(1)
+    right = (rng.random((3, 400)) < np.array([[0.7], [0.8], [0.95]])).astype(np.float32)
+    noise = torch.tensor(rng.random((3, 400)), dtype=torch.float32)
+    quality = torch.tensor(right)
+    knowing = 0.5 * quality + 0.5 * noise * quality
+    validation = Answers({USUAL: noise, "margin": knowing}, quality, 1 - quality)
+    way = way_of("exits", validation, [1.0, 4.0, 20.0]).with_settings(validation)
+    assert {s.rule for knob, s in way.settings.items() if " > " in knob} == {"margin"}
+    assert all(" @ margin 0." in knob for knob in way.settings if " > " in knob)
+
+
 def test_settings_go_from_the_dearest_to_the_cheapest(validation: Answers) -> None:
     way = way_of("exits", validation, [1.0, 4.0, 20.0]).with_settings(validation)
     reference = validation.quality[-1].double().numpy()
@@ -132,7 +146,8 @@ def test_settings_go_from_the_dearest_to_the_cheapest(validation: Answers) -> No
 
 def test_a_setting_does_what_its_knob_says(validation: Answers) -> None:
     way = way_of("exits", validation, [1.0, 4.0, 20.0]).with_settings(validation)
-    for knob, row in way.settings.items():
+    for knob, setting in way.settings.items():
+        row = setting.thresholds
         asked = [name for name, limit in zip(way.stage_names, row, strict=True) if limit < math.inf]
         chain, _, limit = knob.partition(" @ ")
         assert chain.split(" > ") == asked
@@ -153,9 +168,14 @@ def test_answers_are_judged_input_by_input(kind: str) -> None:
     loss = -log.gather(-1, y.unsqueeze(-1)).squeeze(-1)
     if kind == "features":
         torch.testing.assert_close(found.quality[1], (log.argmax(dim=1) == y).float())
-        torch.testing.assert_close(found.confidence[1], log.exp().amax(dim=1))
+        torch.testing.assert_close(found.sureness[USUAL][1], log.exp().amax(dim=1))
+        entropy = -(log.exp() * log).sum(dim=1)
+        torch.testing.assert_close(found.sureness["entropy"][1], 1 - entropy / math.log(3))
     else:
         loss = loss.mean(dim=1)
+        two = log.exp().topk(2).values
+        torch.testing.assert_close(found.sureness[USUAL][1], two[..., 0].mean(dim=1))
+        torch.testing.assert_close(found.sureness["margin"][1], (two[..., 0] - two[..., 1]).mean(1))
         torch.testing.assert_close(found.quality[1], (1 - loss / math.log(2) / 8).clamp(0, 1))
     torch.testing.assert_close(found.loss[1], loss.detach())
 
@@ -194,8 +214,10 @@ def test_vectorised_outcomes_equal_the_lazy_run(seed: int) -> None:
     amounts = StageCosts.of(Cost(np.array([1.0, 5.0, 30.0]), "MFLOPs"))
     way = Way("cascade", ("a", "b", "c"), tuple(stages), amounts).with_settings(answers)
     found = way.outcomes(answers, answers.quality[-1].double().numpy(), 30.0)
-    for row, limits in zip(range(len(found.knobs)), way.settings.values(), strict=True):
-        lazy = run_staged(stages, x, limits)
+    rules = rules_for("features")
+    for row, setting in zip(range(len(found.knobs)), way.settings.values(), strict=True):
+        limits = setting.thresholds
+        lazy = run_staged(stages, x, limits, rules[setting.rule])
         right = (lazy.output.argmax(dim=1) == y).double().numpy()
         assert_array_equal(found.quality[row], right)
         assert_allclose(found.cost[row], lazy.route.cost(amounts.per_stage(limits)).amount)

@@ -8,9 +8,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ from torch import Tensor, nn
 from pointsman.compare.data import Array
 from pointsman.compare.networks.build import Spec, build, channels_last, stages_of
 from pointsman.compare.prepare import Preparation
+from pointsman.compare.rules import USUAL, rules_for
 from pointsman.cost import Cost
 from pointsman.errors import InputError, PolicyError
 from pointsman.run import Stage, StageCosts, run_staged
-from pointsman.run.staged import State
 from pointsman.writing import write_atomically
 
-FORMAT, VERSION = "pointsman-policy", 1
+FORMAT, VERSION = "pointsman-policy", 2
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
 ROWS_AT_ONCE = 1024
 
@@ -55,6 +54,7 @@ class Policy:
         way: "cascade", ...
         knob: the setting.
         thresholds: (S,) of that setting.
+        rule: the stopping rule that they are held against.
         stage_names: S names.
         costs: per stage and input.
         specs: the networks, by name; their stages, in this order, are the policy's.
@@ -67,6 +67,7 @@ class Policy:
     way: str
     knob: str
     thresholds: tuple[float, ...]
+    rule: str
     stage_names: tuple[str, ...]
     costs: StageCosts
     specs: Mapping[str, Spec]
@@ -76,18 +77,15 @@ class Policy:
     certificate: Mapping[str, Any]
 
     def stages(self) -> list[Stage]:
-        """The S stages, ready to run; for text they answer with the byte after the window."""
-        found = [
+        """The S stages, ready to run."""
+        return [
             stage
             for name, spec in self.specs.items()
             for _, stage in stages_of(spec, self.modules[name])
         ]
-        if self.data["kind"] != "text":
-            return found
-        return [Stage(partial(_last_of, stage.answer), stage.advance) for stage in found]
 
     def predict(self, x: Array) -> Predictions:
-        """Answer raw inputs of the shape that the policy was fitted on.
+        """Answer raw inputs of the shape that the policy was fitted on; text, with the byte after.
 
         Raises:
             InputError: inputs of another shape or kind.
@@ -99,11 +97,13 @@ class Policy:
                 f"{', '.join(map(str, shape))}), got {tuple(x.shape)}"
             )
         per_stage, parts = self.costs.per_stage(self.thresholds), []
+        confidence = rules_for(self.data["kind"])[self.rule]
         with torch.no_grad():
             for start in range(0, max(len(x), 1), ROWS_AT_ONCE):
                 inputs = self.preparation.inputs(x[start : start + ROWS_AT_ONCE])
-                answer = run_staged(self.stages(), inputs, self.thresholds)
-                best = torch.softmax(answer.output, dim=1).max(dim=1)
+                answer = run_staged(self.stages(), inputs, self.thresholds, confidence)
+                logits = answer.output if answer.output.ndim == 2 else answer.output[:, -1]
+                best = torch.softmax(logits, dim=1).max(dim=1)
                 cost = answer.route.cost(per_stage).amount
                 parts.append((best.indices, best.values, answer.stage, torch.as_tensor(cost)))
         columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
@@ -117,6 +117,7 @@ class Policy:
             "way": self.way,
             "knob": self.knob,
             "thresholds": [_plain(value) for value in self.thresholds],
+            "rule": self.rule,
             "stages": list(self.stage_names),
             "costs": {
                 "unit": self.costs.advance.unit,
@@ -219,6 +220,7 @@ def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
         way=body["way"],
         knob=body["knob"],
         thresholds=tuple(float(value) for value in body["thresholds"]),
+        rule=body.get("rule", USUAL),  # version 1 had no other
         stage_names=tuple(body["stages"]),
         costs=StageCosts(
             Cost(np.array(costs["advance"]), unit), Cost(np.array(costs["answer"]), unit)
@@ -231,15 +233,13 @@ def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
         data=body["made_for"],
         certificate=body["certificate"],
     )
+    if policy.rule not in rules_for(policy.data["kind"]):
+        raise PolicyError(f"no stopping rule is known by the name {policy.rule!r}")
     counts = {len(policy.stages()), len(policy.stage_names)}
     counts |= {len(policy.thresholds), len(policy.costs)}
     if len(counts) > 1:
         raise PolicyError(f"stages, thresholds and costs differ in number: {sorted(counts)}")
     return policy
-
-
-def _last_of(answer: Callable[[State], Tensor], state: State) -> Tensor:
-    return answer(state)[:, -1]  # (n, L, 256) → (n, 256)
 
 
 def _plain(value: float) -> float | str:

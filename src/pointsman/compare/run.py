@@ -38,6 +38,7 @@ from pointsman.compare.training import Trained, fit
 from pointsman.compare.ways import (
     TITLES,
     Answers,
+    Setting,
     Way,
     answer_all,
     stage_costs,
@@ -45,6 +46,7 @@ from pointsman.compare.ways import (
 )
 from pointsman.cost import Cost, compare_latency
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
+from pointsman.run import subset_thresholds
 
 MOST_EPOCHS = 3  # times the passes over the data that the ladder's largest member makes
 LATENCY_BATCH = 64
@@ -294,7 +296,8 @@ class _Comparison:
     def _policy(self, pick: Pick, ways: Sequence[Way], networks: dict[str, list[str]]) -> Policy:
         name, knob = str(pick.knob).split(": ", 1)
         way = next(way for way in ways if way.name == name)
-        thresholds = way.settings[knob]
+        setting = way.settings[knob]
+        thresholds = setting.thresholds
         names, keep = networks[name], list(range(len(way.stages)))
         if len(names) > 1:  # of a ladder, only the members that this setting asks
             keep = [at for at in keep if thresholds[at] < float("inf")]
@@ -307,6 +310,7 @@ class _Comparison:
             way=name,
             knob=knob,
             thresholds=tuple(thresholds[at] for at in keep),
+            rule=setting.rule,
             stage_names=tuple(way.stage_names[at] for at in keep),
             costs=replace(way.costs, advance=advance, answer=answer),
             specs={name: self.specs[name] for name in names},
@@ -347,7 +351,7 @@ class _Comparison:
         hindsight = replace(
             dense,
             settings={
-                name: tuple(float("-inf") if s == at else float("inf") for s in range(len(ladder)))
+                name: Setting(subset_thresholds([at], [], len(ladder)))
                 for at, name in enumerate(dense.stage_names)
             },
         ).outcomes(answers["dense"]["test"], test["dense"].reference_quality, ladder[best].cost)

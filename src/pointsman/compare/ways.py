@@ -2,8 +2,8 @@
 
 A way is a row of stages with their costs, whatever it is made of: the ladder's members, the exits
 of one network, the widths of another, the numbers of experts of a third. A setting is one threshold
-for each stage (see `pointsman.run`), so that all ways are measured, certified, saved and served by
-the same code.
+for each stage (see `pointsman.run`) on what a stopping rule says, so that all ways are measured,
+certified, saved and served by the same code.
 """
 
 import math
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pointsman.compare.data import Array, Kind
+from pointsman.compare.rules import USUAL, rules_for
 from pointsman.cost import Cost, compare_latency, count_flops
 from pointsman.frontier import Frontier, Outcomes, Point, safest_first, standard_error
 from pointsman.run import Stage, StageCosts, outcomes_of_stages, subset_thresholds
-from pointsman.select import max_probability
 
 TITLES = {
     "dense": "Plain networks, one alone",
@@ -45,13 +45,21 @@ BITS = 8.0  # quality 0 for text: a byte guessed blindly
 class Answers:
     """What every stage of a way answered on one part, (S, n) each.
 
-    confidence and quality lie in [0, 1]; loss is the cross entropy in nats, by which networks of
-    equal quality are told apart.
+    sureness by rule and quality lie in [0, 1]; loss is the cross entropy in nats, by which networks
+    of equal quality are told apart.
     """
 
-    confidence: Tensor
+    sureness: Mapping[str, Tensor]
     quality: Tensor
     loss: Tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Thresholds (S,) on what a rule says; the rule does not matter where one stage answers all."""
+
+    thresholds: tuple[float, ...]
+    rule: str = USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,60 +71,81 @@ class Way:
         stage_names: S names, from cheap to dear.
         stages: S stages, sharing one state.
         costs: of each stage, per input.
-        settings: knob → thresholds (S,), from the safest to the cheapest.
+        settings: by knob, from the safest to the cheapest.
     """
 
     name: str
     stage_names: tuple[str, ...]
     stages: tuple[Stage, ...]
     costs: StageCosts
-    settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def outcomes(self, answers: Answers, reference: Array, reference_cost: float) -> Outcomes:
         """Every setting on one part, beside the reference's quality (n,) on the same inputs."""
-        found = outcomes_of_stages(answers.confidence, answers.quality, self.costs, self.settings)
         return replace(
-            found,
+            self._outcomes(answers, self.settings),
             knobs=tuple(f"{self.name}: {knob}" for knob in self.settings),
             reference_quality=reference,
             reference_cost=np.full(len(reference), reference_cost),
         )
 
+    def _outcomes(self, answers: Answers, settings: Mapping[str, Setting]) -> Outcomes:
+        """Settings of any rules, in their order, beside the last stage."""
+        parts = []
+        for rule in dict.fromkeys(setting.rule for setting in settings.values()):
+            limits = {knob: s.thresholds for knob, s in settings.items() if s.rule == rule}
+            sure = answers.sureness[rule]
+            parts.append(outcomes_of_stages(sure, answers.quality, self.costs, limits))
+        return Outcomes.join(parts).choose(list(settings))
+
     def with_settings(self, validation: Answers) -> "Way":
         """The way with the settings that are worth a look by their validation answers.
 
         Candidates are every stage alone and, for ways that ask in turn, every chain of two or three
-        stages at every threshold of a grid. Kept are those on the Pareto set of mean cost against
-        cautious quality, which is the mean less one standard error of the loss against the chain's
-        own last stage: of settings that tie on a small validation set, the one that departs less
-        counts as better.
+        stages at every threshold of a grid on every stopping rule. Kept are those on the Pareto set
+        of mean cost against cautious quality, which is the mean less one standard error of the loss
+        against the chain's own last stage: of settings that tie on a small validation set, the one
+        that departs less counts as better.
         """
-        names = self._candidates(validation)
-        found = outcomes_of_stages(validation.confidence, validation.quality, self.costs, names)
-        last = [max(s for s, t in enumerate(row) if t < math.inf) for row in names.values()]
+        rules = list(validation.sureness) if self.name in ASKED_IN_TURN else [USUAL]
+        front = [found for rule in rules for found in self._front(validation, rule)]
+        named = {str(point.knob): setting for point, setting in front}
+        best = Frontier(self.name, tuple(point for point, _ in front), self.costs.advance.unit)
+        kept = [point.knob for point in reversed(thin(best.pareto().points, MOST_SETTINGS))]
+        return replace(self, settings={str(knob): named[str(knob)] for knob in kept})
+
+    def _front(self, validation: Answers, rule: str) -> list[tuple[Point, Setting]]:
+        """The Pareto set of one rule's candidates, of mean cost against cautious quality."""
+        named = self._candidates(validation.sureness[rule], rule)
+        found = self._outcomes(validation, named)
+        last = [
+            max(s for s, t in enumerate(setting.thresholds) if t < math.inf)
+            for setting in named.values()
+        ]
         change = found.quality - validation.quality.double().numpy()[last]
         cautious = found.quality.mean(axis=1) - standard_error(change)
         points = tuple(
             Point(knob, float(quality), float(cost))
-            for knob, quality, cost in zip(names, cautious, found.cost.mean(axis=1), strict=True)
+            for knob, quality, cost in zip(named, cautious, found.cost.mean(axis=1), strict=True)
         )
         front = Frontier(self.name, points, found.unit).pareto().points
-        kept = [point.knob for point in reversed(thin(front, MOST_SETTINGS))]
-        return replace(self, settings={str(knob): names[str(knob)] for knob in kept})
+        return [(point, named[str(point.knob)]) for point in front]
 
-    def _candidates(self, validation: Answers) -> dict[str, tuple[float, ...]]:
-        count = len(self.stages)
-        found = {self.stage_names[at]: subset_thresholds([at], [], count) for at in range(count)}
+    def _candidates(self, sureness: Tensor, rule: str) -> dict[str, Setting]:
+        """Every stage alone (once, under the usual rule), and every chain of up to three."""
+        count, mark = len(self.stages), "" if rule == USUAL else f"{rule} "
+        found = {}
+        if rule == USUAL and self.name != "cascade":  # a member alone is the way "dense"
+            for at in range(count):
+                found[self.stage_names[at]] = Setting(subset_thresholds([at], [], count))
         if self.name not in ASKED_IN_TURN:
             return found
         for length in range(2, LONGEST_CHAIN + 1):
             for chain in combinations(range(count), length):
-                for limit in _grid(validation.confidence[list(chain[:-1])]):
-                    knob = " > ".join(self.stage_names[at] for at in chain) + f" @ {limit:.4f}"
-                    limits = [limit] * (length - 1)
-                    found[knob] = subset_thresholds(chain, limits, count)
-        if self.name == "cascade":  # a member alone is the way "dense"
-            found = {knob: row for knob, row in found.items() if " > " in knob}
+                names = " > ".join(self.stage_names[at] for at in chain)
+                for limit in _grid(sureness[list(chain[:-1])]):
+                    limits = subset_thresholds(chain, [limit] * (length - 1), count)
+                    found[f"{names} @ {mark}{limit:.4f}"] = Setting(limits, rule)
         return found
 
 
@@ -157,6 +186,7 @@ def answer_all(stages: Sequence[Stage], x: Tensor, y: Tensor, kind: Kind) -> Ans
     Quality is 1 where the likeliest class is right; for text it is 1 minus the window's mean bits
     per byte over 8, cut to [0, 1].
     """
+    rules = rules_for(kind)
     batches = []
     with torch.no_grad():
         for inputs, targets in zip(
@@ -165,21 +195,22 @@ def answer_all(stages: Sequence[Stage], x: Tensor, y: Tensor, kind: Kind) -> Ans
             state, rows = inputs, []
             for stage in stages:
                 state = stage.advance(state) if stage.advance is not None else state
-                rows.append(_judge(stage.answer(state), targets, kind))
-            batches.append(torch.stack(rows, dim=1))  # (3, S, n)
-    return Answers(*torch.cat(batches, dim=2))
+                logits = stage.answer(state)
+                sure = [rule(logits) for rule in rules.values()]
+                rows.append(torch.stack([*sure, *_judge(logits, targets, kind)]))
+            batches.append(torch.stack(rows, dim=1))  # (rules + 2, S, n)
+    *sureness, quality, loss = torch.cat(batches, dim=2)
+    return Answers(dict(zip(rules, sureness, strict=True)), quality, loss)
 
 
-def _judge(logits: Tensor, targets: Tensor, kind: Kind) -> Tensor:
-    """Confidence, quality and loss of a batch, (3, n)."""
+def _judge(logits: Tensor, targets: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Quality and loss of a batch, (n,) each."""
     classes_last = logits.transpose(1, 2) if kind == "text" else logits
     loss = cross_entropy(classes_last, targets, reduction="none")
     if kind == "text":
         loss = loss.mean(dim=1)
-        quality = (1 - loss / math.log(2) / BITS).clamp(0, 1)
-        return torch.stack([torch.zeros_like(quality), quality, loss])
-    right = (logits.argmax(dim=1) == targets).float()
-    return torch.stack([max_probability(logits), right, loss])
+        return (1 - loss / math.log(2) / BITS).clamp(0, 1), loss
+    return (logits.argmax(dim=1) == targets).float(), loss
 
 
 def stage_costs(stages: Sequence[Stage], example: Tensor, unit: str) -> StageCosts:
