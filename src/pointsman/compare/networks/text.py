@@ -149,7 +149,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Byte-level language model: ids (n, L) → logits (n, L, 256) for the byte that follows."""
+    """Byte-level language model: ids (n, L) → logits (n, L, 256) for the byte that follows.
+
+    A plain one is a `pointsman.depth` trunk, so that exits can be put after its blocks.
+    """
 
     def __init__(self, width: int, layers: int, context: int, feed_forward: str, experts: int = 8):
         super().__init__()
@@ -167,6 +170,7 @@ class Transformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, BYTES, bias=False)
         for embedding in (self.bytes, self.positions):
             nn.init.normal_(embedding.weight, std=0.1)
+        self.names = tuple(f"blocks.{at}" for at in range(layers))
 
     def forward(
         self, ids_nL: Tensor, k: float | None = None
@@ -177,15 +181,34 @@ class Transformer(nn.Module):
             ids_nL: bytes.
             k: how much a routed network spends, see `selection`.
         """
-        ids_nL = ids_nL.long()
-        x = self.bytes(ids_nL) + self.positions.weight[: ids_nL.shape[1]]
+        x = self.begin(ids_nL)
         routings: list[Routing] = []
         for block in self.blocks:
             x, routing = block(x, k)
             if routing is not None:
                 routings.append(routing)
-        logits: Tensor = self.head(self.norm(x))
+        logits = self.finish(x)
         return (logits, routings) if routings else logits
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Bytes (n, L) → (n, L, D)."""
+        x = x.long()
+        embedded: Tensor = self.bytes(x) + self.positions.weight[: x.shape[1]]
+        return embedded
+
+    def block(self, at: int, state: Tensor) -> Tensor:
+        """One block of a plain network, (n, L, D) → (n, L, D)."""
+        result: Tensor = self.blocks[at](state)[0]
+        return result
+
+    def features(self, state: Tensor) -> Tensor:
+        """The hidden states themselves."""
+        return state
+
+    def finish(self, state: Tensor) -> Tensor:
+        """(n, L, D) → logits (n, L, 256)."""
+        logits: Tensor = self.head(self.norm(state))
+        return logits
 
     def after_step(self, routings: list[Routing]) -> None:
         """Move what routed layers learn outside of autograd: biases, strengths of a penalty."""
