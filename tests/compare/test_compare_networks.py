@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pointsman.compare.data import Dataset, Part
 from pointsman.compare.networks import images
 from pointsman.compare.networks.build import (
+    Spec,
     build,
     channels_last,
     draw_width,
@@ -161,13 +162,15 @@ def test_a_position_of_text_sees_only_what_came_before() -> None:
         changed = x.clone()
         changed[:, 9] += 1
         with torch.no_grad():
-            before, after = (run(stages_of(spec, module)[0][1].answer(ids)) for ids in (x, changed))
+            before, after = (first_answer(spec, module, ids) for ids in (x, changed))
         torch.testing.assert_close(before[:, :9], after[:, :9])
         assert not torch.allclose(before[:, 9:], after[:, 9:])
 
 
-def run(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=-1)
+def first_answer(spec: Spec, module: nn.Module, ids: Tensor) -> Tensor:
+    stage = stages_of(spec, module)[0][1]
+    state = ids if stage.advance is None else stage.advance(ids)
+    return torch.log_softmax(stage.answer(state), dim=-1)
 
 
 def test_exits_of_an_image_network_run_lazily() -> None:

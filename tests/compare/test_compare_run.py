@@ -80,13 +80,13 @@ def test_a_policy_does_what_its_results_say(
     np.testing.assert_allclose(told, shares, atol=5e-5)
 
 
-@pytest.mark.parametrize("way", ["dense", "nested", "moe", "relu-moe"])
+@pytest.mark.parametrize("way", ["dense", "cascade", "exits", "nested", "moe", "relu-moe"])
 def test_a_text_policy_says_which_byte_follows(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pointsman.compare.run.certify", always_picking(way))
     data = text_set()
-    found = compare(data, Request(ways=("nested", "moe")), tmp_path / "out")
+    found = compare(data, Request(), tmp_path / "out")
     policy = load_policy(tmp_path / "out" / "policy")
     x = data.given["test"].x
     answers = policy.predict(x)
@@ -311,8 +311,7 @@ def test_what_cannot_be_meant_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_text_offers_nested_and_three_kinds_of_routed_networks() -> None:
-    assert Request().check("text").ways == ("moe", "fine-moe", "relu-moe", "nested")
+def test_text_offers_three_kinds_of_routed_networks() -> None:
+    routed = ("moe", "fine-moe", "relu-moe")
+    assert Request().check("text").ways == ("exits", "cascade", *routed, "nested")
     assert Request(ways=("nested",)).check("text").ways == ("nested",)
-    with pytest.raises(InputError, match=r"text offers the ways moe and nested"):
-        Request(ways=("exits", "cascade")).check("text")

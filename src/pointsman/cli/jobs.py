@@ -96,10 +96,7 @@ def data_job(
         f"{dataset.name}: {len(dataset.given['train']):,} rows of {dataset.kind}"
         + (f", {dataset.note}" if dataset.note else "")
     ]
-    offered = request.check(dataset.kind).ways
-    skipped = [way for way in request.ways if way not in offered]
-    if skipped:
-        heading.append(f"not offered for {dataset.kind}: {', '.join(skipped)}")
+    request.check(dataset.kind)
     return Job(
         dataset.name,
         heading,

@@ -22,10 +22,10 @@ class Request:
     command: str = ""
 
     def check(self, kind: str) -> "Request":
-        """Refuse what cannot be meant, and leave out ways that this kind of data has not.
+        """Refuse what cannot be meant, and name the ways as this kind of data has them.
 
         Raises:
-            InputError: a number out of range, an unknown cost or way, or no way left.
+            InputError: a number out of range, or an unknown cost or way.
         """
         if not 0 < self.max_drop < 1:
             raise InputError(f"--max-drop lies between 0 and 1, got {self.max_drop}")
@@ -43,11 +43,6 @@ class Request:
             raise InputError(f"--ways takes every way once, got {','.join(self.ways)}")
         offered = list(self.ways)
         if kind == "text":
-            by_way = {"moe": TEXT_MOE, "nested": ("nested",)}
-            offered = [part for way in self.ways for part in by_way.get(way, ())]
-        if not offered:
-            raise InputError(
-                f"{kind} offers the ways moe and nested (a token cannot leave or change the "
-                f"network alone yet), got {', '.join(self.ways)}"
-            )
+            parts = {"moe": TEXT_MOE}
+            offered = [part for way in self.ways for part in parts.get(way, (way,))]
         return replace(self, ways=tuple(offered))

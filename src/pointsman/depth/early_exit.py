@@ -14,10 +14,10 @@ Legend: T inputs, S exits (the backbone's own end is the last), C classes.
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pointsman.cost import Cost, count_flops
+from pointsman.depth.heads import HeadMaker, pooled_linear
+from pointsman.depth.placing import places
+from pointsman.depth.trunks import SequentialTrunk, trunk_of
+from pointsman.depth.trunks.rows import checked_batch, count_rows, take_rows
 from pointsman.errors import InputError
 from pointsman.frontier.points import Frontier
 from pointsman.run import (
@@ -32,6 +36,8 @@ from pointsman.run import (
     Confidence,
     Stage,
     StageCosts,
+    State,
+    StoppingRule,
     Thresholds,
     evaluating,
     run_staged,
@@ -46,29 +52,31 @@ ROWS_AT_ONCE = 512
 
 
 class EarlyExit(nn.Module):
-    """A backbone cut at some of its children, with a head at each cut.
+    """A network cut after some of its blocks, with a head at each cut.
 
-    The children are shared with the backbone, not copied: training one trains the other.
+    Its modules are shared with the network, not copied: training one trains the other.
 
     Args:
-        backbone: an nn.Sequential, or an iterable of modules that are applied in order.
-        at: the children after which to exit, by index (negative counts from the end) or by name,
-            in the order in which they are applied. The last child is not one of them: the end of
-            the backbone is the final exit anyway.
+        backbone: an nn.Sequential, an iterable of modules that are applied in order, a `Trunk`, or
+            any other model that `trunk_of` can cut.
+        at: the blocks after which to exit, by index (negative counts from the end) or by name, in
+            the order in which they are applied; `by_cost` finds them from shares of the cost. The
+            last block is not one of them: the end of the network is the final exit anyway.
         example: a batch of at least one input, from which the widths of default heads are read.
-        heads: one module for each of `at`, from features to logits (n, C). None: the mean over all
-            dimensions after (input, channel), then one linear layer.
+        heads: one module for each of `at`, from features to logits (n, C), or a maker of
+            them. None: the mean over all dimensions after (input, channel), then one linear layer.
 
     Attributes:
-        exits: names of the S exits; the last is the backbone's last child.
-        segments: S parts of the backbone, each up to one exit.
+        trunk: the network as a row of blocks.
+        exits: names of the S exits; the last is the network's last block.
+        cuts: for each exit, how many blocks lie before it.
         heads: S - 1 modules.
         num_classes: C.
 
     Raises:
-        InputError: a backbone that is not sequential, or ends in anything but (n, C) logits; exits
-            that do not exist, are out of order, come twice or are the last child; heads of another
-            number than the exits or of other classes than the backbone.
+        InputError: a network that cannot be cut, or ends in anything but (n, ..., C) logits; exits
+            that do not exist, are out of order, come twice or are the last block; heads of another
+            number than the exits or of other classes than the network.
     """
 
     def __init__(
@@ -76,32 +84,41 @@ class EarlyExit(nn.Module):
         backbone: nn.Module | Iterable[nn.Module],
         at: Sequence[int | str],
         *,
-        example: Tensor,
-        heads: Sequence[nn.Module] | None = None,
+        example: Any,
+        heads: Sequence[nn.Module] | HeadMaker | None = None,
     ) -> None:
         super().__init__()
-        children = _children(backbone)
-        names = list(children)
-        cuts = _cuts(at, names)
+        checked_batch(example)
+        trunk: Any = trunk_of(backbone, example, at)
+        self.trunk = trunk
+        names = self.trunk.names
+        cuts = places(at, names)
         self.exits = (*(names[cut] for cut in cuts), names[-1])
-        bounds = [0, *(cut + 1 for cut in cuts), len(names)]
-        self.segments = nn.ModuleList(
-            nn.Sequential(OrderedDict((name, children[name]) for name in names[start:stop]))
-            for start, stop in pairwise(bounds)
-        )
-        features = _features(self.segments, example)
-        self.num_classes = _classes(features[-1], "the backbone")
+        self.cuts = (*(cut + 1 for cut in cuts), len(names))
+        states = self._states(example)
+        with evaluating(self.trunk), torch.no_grad():
+            features = [self.trunk.features(state) for state in states[:-1]]
+            logits = self.trunk.finish(states[-1])
+        self.num_classes = _classes(logits, "the backbone")
         if heads is None:
-            heads = [default_head(x, self.num_classes) for x in features[:-1]]
+            heads = partial(pooled_linear, channels=getattr(self.trunk, "channels", 1))
+        if not isinstance(heads, Sequence | nn.ModuleList):
+            heads = [heads(x, self.num_classes) for x in features]
         if len(heads) != len(cuts):
             raise InputError(f"{len(cuts)} exits need {len(cuts)} heads, got {len(heads)}")
         self.heads = nn.ModuleList(heads)
-        self._check_heads(features)
+        self._check_heads(features, logits)
 
-    def _check_heads(self, features: list[Tensor]) -> None:
+    def _check_heads(self, features: list[Tensor], like: Tensor) -> None:
         for name, head, x in zip(self.exits, self.heads, features, strict=False):
             with evaluating(head), torch.no_grad():
-                classes = _classes(head(x), f"the head at {name!r}")
+                logits = head(x)
+            classes = _classes(logits, f"the head at {name!r}")
+            if logits.shape[:-1] != like.shape[:-1]:
+                raise InputError(
+                    f"every exit answers like the backbone, {tuple(like.shape)} on the example, "
+                    f"the head at {name!r} gives {tuple(logits.shape)}"
+                )
             if classes != self.num_classes:
                 raise InputError(
                     f"every exit must answer for the {self.num_classes} classes of the backbone, "
@@ -109,31 +126,71 @@ class EarlyExit(nn.Module):
                 )
 
     @property
-    def backbone(self) -> nn.Sequential:
+    def backbone(self) -> nn.Module:
         """The network without its early exits, of the same modules."""
-        named = (item for part in self.segments for item in _named(part).items())
-        return nn.Sequential(OrderedDict(named))
+        trunk = self.trunk
+        if isinstance(trunk, SequentialTrunk):
+            return trunk.part(0, len(trunk.names))
+        return getattr(trunk, "model", trunk)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Logits (T, C) of every exit, the earliest first; for training."""
-        outputs = []
-        for at, segment in enumerate(self.segments):
-            x = segment(x)
-            outputs.append(self._answer(at, x))
+    @property
+    def segments(self) -> nn.ModuleList:
+        """Of a sequential backbone, its S parts, each up to one exit, of the same modules.
+
+        Raises:
+            InputError: another kind of network: walk its `trunk`.
+        """
+        if not isinstance(self.trunk, SequentialTrunk):
+            raise InputError(
+                f"only a sequential backbone has parts that are modules, got "
+                f"{type(self.trunk).__name__}: walk net.trunk, or net.stages()"
+            )
+        bounds = pairwise((0, *self.cuts))
+        return nn.ModuleList(self.trunk.part(start, stop) for start, stop in bounds)
+
+    def forward(self, x: Any) -> list[Tensor]:
+        """Logits (T, ..., C) of every exit, the earliest first; for training."""
+        outputs, state = [], x
+        for at in range(len(self.exits)):
+            state = self._advance(at, state)
+            outputs.append(self._answer(at, state))
         return outputs
 
     def stages(self) -> list[Stage]:
         """The network as S stages for `run_staged`: advance by a segment, answer by its head."""
         return [
-            Stage(partial(self._answer, at), segment) for at, segment in enumerate(self.segments)
+            Stage(partial(self._answer, at), partial(self._advance, at))
+            for at in range(len(self.exits))
         ]
 
-    def _answer(self, at: int, features: Tensor) -> Tensor:
-        logits: Tensor = self.heads[at](features) if at < len(self.heads) else features
+    def _advance(self, at: int, state: State) -> State:
+        """From the exit before to this one; the first segment begins with the input."""
+        if at == 0:
+            state = self.trunk.begin(state)
+        for block in range(self.cuts[at - 1] if at else 0, self.cuts[at]):
+            state = self.trunk.block(block, state)
+        return state
+
+    def _answer(self, at: int, state: State) -> Tensor:
+        trunk = self.trunk
+        early = at < len(self.heads)
+        logits: Tensor = self.heads[at](trunk.features(state)) if early else trunk.finish(state)
         return logits
 
+    def _states(self, example: Any) -> list[State]:
+        """What each segment gives on the example, in evaluation mode."""
+        state, states = example, []
+        with evaluating(self.trunk), torch.no_grad():
+            for at in range(len(self.exits)):
+                state = self._advance(at, state)
+                states.append(state)
+        return states
+
     def run(
-        self, x: Tensor, thresholds: Thresholds, confidence: Confidence = max_probability
+        self,
+        x: Any,
+        thresholds: Thresholds,
+        confidence: Confidence | StoppingRule = max_probability,
     ) -> Answer:
         """Answer each input at the first exit that is sure enough; the others do not run for it.
 
@@ -143,7 +200,7 @@ class EarlyExit(nn.Module):
             x: a batch (T, ...); an empty one gives an empty answer.
             thresholds: one number, or one for each exit before the last. 0 lets the first exit
                 answer everything; above 1 only the last answers; inf leaves an early head out.
-            confidence: logits (n, C) -> (n,), higher is surer.
+            confidence: logits (n, C) -> (n,), higher is surer; or a stopping rule.
 
         Returns:
             Logits (T, C) and the route over the S exits. Its cost: `route.cost(self.stage_costs(
@@ -156,8 +213,11 @@ class EarlyExit(nn.Module):
         with evaluating(self), torch.no_grad():
             return run_staged(self.stages(), x, thresholds, confidence)
 
-    def stage_costs(self, example: Tensor) -> StageCosts:
+    def stage_costs(self, example: Any) -> StageCosts:
         """MFLOPs per input, counted: of each segment (advance) and of each head (answer).
+
+        What comes before the first block is paid with the first segment, what the network does
+        after its last block (its norm and its head, if these are no blocks) is the last answer.
 
         Args:
             example: a batch of at least one input; its count is divided by its rows.
@@ -165,26 +225,44 @@ class EarlyExit(nn.Module):
         Raises:
             InputError: an empty batch.
         """
-        advance, answer = [], []
-        features = [_batch(example), *_features(self.segments, example)]
+        rows = checked_batch(example)
+        states = self._states(example)
         with evaluating(self):
-            for segment, x in zip(self.segments, features, strict=False):
-                advance.append(float(count_flops(segment, x)))
-            for head, x in zip(self.heads, features[1:], strict=False):
-                answer.append(float(count_flops(head, x)))
-        rows = len(example)
+            advance = [
+                float(count_flops(self._advance, at, state))
+                for at, state in enumerate([example, *states[:-1]])
+            ]
+            answer = [
+                float(count_flops(self._answer, at, state)) for at, state in enumerate(states)
+            ]
         return StageCosts(
-            Cost(np.array(advance) / rows, "MFLOPs"),
-            Cost(np.array([*answer, 0.0]) / rows, "MFLOPs"),
+            Cost(np.array(advance) / rows, "MFLOPs"), Cost(np.array(answer) / rows, "MFLOPs")
         )
+
+    def logits(self, x: Any) -> Tensor:
+        """What every exit answers to every input if none leaves, (S, T, ..., C), a batch at a time.
+
+        In evaluation mode and without gradients.
+
+        Raises:
+            InputError: no input.
+        """
+        checked_batch(x)
+        starts = range(0, count_rows(x), ROWS_AT_ONCE)
+        with evaluating(self), torch.no_grad():
+            batches = [
+                torch.stack(self(take_rows(x, slice(start, start + ROWS_AT_ONCE))))
+                for start in starts
+            ]
+        return torch.cat(batches, dim=1)
 
     def frontier(
         self,
-        x: Tensor,
+        x: Any,
         y: Tensor,
         knobs: Sequence[float] = KNOBS,
         *,
-        confidence: Confidence = max_probability,
+        confidence: Confidence | StoppingRule = max_probability,
         name: str = "exits",
     ) -> Frontier:
         """Quality (share of right classes) against MFLOPs, one threshold for all exits as the knob.
@@ -196,7 +274,7 @@ class EarlyExit(nn.Module):
             y: (T,) classes from 0 to C - 1.
             knobs: thresholds, from the safest to the cheapest. The default suits confidences in
                 [0, 1]: give other knobs with another range.
-            confidence: logits (n, C) -> (n,), higher is surer.
+            confidence: logits (n, C) -> (n,), higher is surer; or a stopping rule.
             name: of the frontier.
 
         Raises:
@@ -204,14 +282,11 @@ class EarlyExit(nn.Module):
         """
         if any(a < b for a, b in pairwise(knobs)):
             raise InputError(f"knobs go from the highest threshold to the lowest, got {knobs}")
-        example = _batch(x)[:1]
-        with evaluating(self), torch.no_grad():
-            starts = range(0, len(x), ROWS_AT_ONCE)
-            batches = [torch.stack(self(x[start : start + ROWS_AT_ONCE])) for start in starts]
+        logits_SNC = self.logits(x)
         outcomes = staged_outcomes(
-            torch.cat(batches, dim=1),
-            torch.as_tensor(y, device=x.device),
-            self.stage_costs(example),
+            logits_SNC,
+            torch.as_tensor(y, device=logits_SNC.device),
+            self.stage_costs(take_rows(x, slice(0, 1))),
             {knob: knob for knob in knobs},
             confidence=confidence,
         )
@@ -245,100 +320,8 @@ def joint_loss(
     return torch.stack(losses).sum()
 
 
-class ChannelMean(nn.Module):
-    """(n, channels, ...) -> (n, channels): the mean over all other dimensions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The means; features (n, channels) pass as they are."""
-        return x.flatten(2).mean(dim=2) if x.ndim > 2 else x
-
-
-def default_head(features: Tensor, classes: int) -> nn.Sequential:
-    """Channel means and one linear layer, in the features' dtype and on their device."""
-    if features.ndim < 2:
-        raise InputError(
-            f"a default head needs features (inputs, channels, ...), got {tuple(features.shape)}"
-        )
-    linear = nn.Linear(features.shape[1], classes, device=features.device, dtype=features.dtype)
-    return nn.Sequential(OrderedDict(mean=ChannelMean(), linear=linear))
-
-
-def _named(sequential: nn.Module) -> dict[str, nn.Module]:
-    # named_children would leave out a module that comes twice, such as one shared ReLU
-    return {name: child for name, child in sequential._modules.items() if child is not None}
-
-
-def _children(backbone: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module]:
-    """The modules of a sequential backbone by name, in order."""
-    if isinstance(backbone, nn.Sequential):
-        children = _named(backbone)
-    elif isinstance(backbone, nn.Module) and not isinstance(backbone, nn.ModuleList):
-        raise InputError(
-            f"early exits need a backbone whose children run one after the other, got "
-            f"{type(backbone).__name__}: give an nn.Sequential or a list of its parts in order"
-        )
-    else:
-        children = {str(at): child for at, child in enumerate(backbone)}
-    for name, child in children.items():
-        if not isinstance(child, nn.Module):
-            raise InputError(
-                f"the parts of a backbone are modules, got {type(child).__name__} at {name}"
-            )
-    if len(children) < 2:
-        raise InputError(
-            f"a backbone with early exits has at least two children, got {len(children)}"
-        )
-    return children
-
-
-def _cuts(at: Sequence[int | str], names: list[str]) -> list[int]:
-    """Indices of the children after which to exit."""
-    if isinstance(at, str | int) or not at:
-        raise InputError(f"at is a list of at least one exit, got {at!r}")
-    cuts = [_cut(place, names) for place in at]
-    if len(names) - 1 in cuts:
-        raise InputError(
-            f"the last child {names[-1]!r} is the final exit already: leave it out of {list(at)}"
-        )
-    for (first, a), (second, b) in pairwise(zip(at, cuts, strict=True)):
-        if a >= b:
-            raise InputError(
-                f"exits come once each, in the order of the backbone, got {second!r} "
-                f"after {first!r}: the order is {', '.join(names)}"
-            )
-    return cuts
-
-
-def _cut(place: int | str, names: list[str]) -> int:
-    if isinstance(place, str) and place in names:
-        return names.index(place)
-    if type(place) is int and -len(names) <= place < len(names):
-        return place % len(names)
-    raise InputError(
-        f"there is no child {place!r} to exit after: the backbone has "
-        f"{', '.join(names)} (0 to {len(names) - 1})"
-    )
-
-
-def _batch(example: Tensor) -> Tensor:
-    if not isinstance(example, Tensor) or example.ndim == 0 or len(example) == 0:
-        got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise InputError(f"an example is a batch of at least one input, got {got}")
-    return example
-
-
-def _features(segments: nn.ModuleList, example: Tensor) -> list[Tensor]:
-    """What each segment gives on the example."""
-    x, features = _batch(example), []
-    with evaluating(segments), torch.no_grad():
-        for segment in segments:
-            x = segment(x)
-            features.append(x)
-    return features
-
-
 def _classes(logits: object, what: str) -> int:
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"{what} must give logits (inputs, classes) on the example, got {got}")
-    return int(logits.shape[1])
+    return int(logits.shape[-1])

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pointsman.compare.networks import features, images, text
 from pointsman.cost import count_flops
-from pointsman.depth import EarlyExit, joint_loss
+from pointsman.depth import EarlyExit
 from pointsman.errors import PolicyError
 from pointsman.moe import Routing
 from pointsman.run import Stage
@@ -95,8 +95,7 @@ def loss_of(
     """
     form = spec["form"]
     if form == "exits":
-        outputs = module(x)
-        return joint_loss(outputs, y, [1 / len(outputs)] * len(outputs))
+        return torch.stack([_cross_entropy(logits, y) for logits in module(x)]).mean()
     if form == "nested":
         return _cross_entropy(module(x, width=draw_width(spec["widths"], generator)), y)
     if form in ROUTED:
@@ -182,6 +181,14 @@ def _transformer(spec: Spec) -> nn.Module:
     )
 
 
+def _text_exits(spec: Spec) -> nn.Module:
+    """Exits after every block but the last, each with a norm and an unembedding of its own."""
+    width, layers = spec["width"], spec["layers"]
+    trunk = text.Transformer(width, layers, spec["context"], "dense")
+    heads = [text.head(width) for _ in range(layers - 1)]
+    return EarlyExit(trunk, list(range(layers - 1)), example=example_of(spec), heads=heads)
+
+
 _MAKERS: dict[tuple[str, str], Callable[[Spec], nn.Module]] = {
     ("features", "dense"): lambda s: features.mlp(s["inputs"], s["classes"], s["hidden"]),
     ("features", "exits"): _features_exits,
@@ -196,6 +203,7 @@ _MAKERS: dict[tuple[str, str], Callable[[Spec], nn.Module]] = {
     ("images", "nested"): lambda s: Nested(_convnet(s), s["widths"]),
     ("images", "routed"): _images_routed,
     ("text", "dense"): _transformer,
+    ("text", "exits"): _text_exits,
     ("text", "nested"): lambda s: Nested(_transformer(s), s["widths"]),
     ("text", "routed"): _transformer,
     ("text", "fine"): _transformer,

@@ -116,6 +116,7 @@ def _text(data: Dataset, rows: int) -> Task:
             for w, n in text.LADDER
         ),
         networks={
+            "exits": {**base, "form": "exits", "width": width, "layers": layers},
             "nested": {
                 **base,
                 "form": "nested",

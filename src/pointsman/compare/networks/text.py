@@ -110,6 +110,11 @@ def _shared(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
 
+def head(width: int) -> nn.Module:
+    """What answers at an exit: (n, L, D) → logits (n, L, 256)."""
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, BYTES, bias=False))
+
+
 @guarantees(batch_independent=True, causal=True)
 def above_share(scores: Tensor, share: float) -> Route:
     """ReLU routing to the experts that reach this share of a token's best score."""

@@ -1,1 +1,11 @@
-"""Networks as rows of blocks, whatever they are made of."""
+"""Networks as rows of blocks, whatever they are made of.
+
+`trunk_of(model, example)` chooses among the kinds; see `trunk.Trunk` for what they have in common.
+"""
+
+from pointsman.depth.trunks.build import trunk_of
+from pointsman.depth.trunks.sequential import SequentialTrunk
+from pointsman.depth.trunks.transformers import layers_of
+from pointsman.depth.trunks.trunk import Trunk
+
+__all__ = ["SequentialTrunk", "Trunk", "layers_of", "trunk_of"]

@@ -1,0 +1,1 @@
+"""Decoding with causal language models whose tokens need not go through every layer."""

@@ -1,0 +1,32 @@
+"""Networks with several paths: columns of different depth, a branch per task, competing rules."""
+
+from pointsman.depth.paths.branching import (
+    BranchedNetwork,
+    BranchingNetwork,
+    Tree,
+    search_branches,
+)
+from pointsman.depth.paths.choice import gumbel_choice
+from pointsman.depth.paths.fractal import (
+    FractalBlock,
+    FractalNetwork,
+    convolution_unit,
+    dense_unit,
+    fractalnet,
+)
+from pointsman.depth.paths.join import mean_join, survivors
+
+__all__ = [
+    "BranchedNetwork",
+    "BranchingNetwork",
+    "FractalBlock",
+    "FractalNetwork",
+    "Tree",
+    "convolution_unit",
+    "dense_unit",
+    "fractalnet",
+    "gumbel_choice",
+    "mean_join",
+    "search_branches",
+    "survivors",
+]

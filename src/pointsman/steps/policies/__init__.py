@@ -1,0 +1,1 @@
+"""Policies: which evaluations a sampler leaves out, and what stands in for them."""
