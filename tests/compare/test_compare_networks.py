@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pointsman.compare.data import Dataset, Part
-from pointsman.compare.networks import images
+from pointsman.compare.networks import images, skips
 from pointsman.compare.networks.build import (
     Spec,
     build,
@@ -23,6 +23,8 @@ from pointsman.compare.networks.build import (
     training_flops,
 )
 from pointsman.compare.networks.task import Task, shift_and_flip, task_for
+from pointsman.cost import count_flops
+from pointsman.depth.layers.network import SkipNetwork
 from pointsman.errors import PolicyError
 from pointsman.run import run_staged
 
@@ -80,9 +82,52 @@ def test_every_part_of_a_network_is_trained(spec: Any) -> None:
     for _ in range(12):  # several widths and numbers of experts are drawn
         loss_of(spec, module, x, y, generator).backward()
     for name, parameter in module.named_parameters():
+        if name.startswith("routers."):  # of a skip network, learned once it is trained
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("kind", ["features", "images", "text"])
+def test_routers_learn_and_the_network_stays(kind: str) -> None:
+    torch.manual_seed(0)
+    small = {"width": 16, "inner": 8, "blocks": 2, "context": 16}
+    spec = {**TASKS[{"images": "images 8"}.get(kind, kind)].networks["skips"], **small}
+    module = build(spec).train()
+    assert isinstance(module, SkipNetwork)
+    x = example_of(spec, rows=24)
+    x = (
+        torch.randint(0, 255, x.shape, dtype=torch.uint8)
+        if kind == "text"
+        else torch.randn(x.shape)
+    )
+    y = torch.randint(0, 3, (24, 16) if kind == "text" else (24,))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    skips.learn_routers(module, x, y, kind=spec["kind"], seed=0)
+    changed = {name for name, value in module.state_dict().items() if not value.equal(before[name])}
+    assert changed == {name for name, _ in module.named_parameters() if name.startswith("routers.")}
+
+
+def test_rows_for_the_routers_are_kept_from_the_network() -> None:
+    learned, kept = skips.held_back(1000, seed=3)
+    assert sorted([*learned.tolist(), *kept.tolist()]) == list(range(1000))
+    assert len(kept) == 150
+    assert len(skips.held_back(1_000_000, seed=0)[1]) == skips.ROUTER_ROWS
+
+
+@torch.no_grad()
+def test_what_a_skip_network_spends_follows_the_blocks_that_ran() -> None:
+    spec = TASKS["features"].networks["skips"]
+    torch.manual_seed(0)
+    module = build(spec).eval()
+    x = torch.randn(200, spec["inputs"])
+    for name, stage in stages_of(spec, module):
+        logits, spent = stage.answer.spend(x)
+        torch.testing.assert_close(logits, stage.answer(x), rtol=0, atol=0)
+        counted = float(count_flops(stage.answer, x)) / len(x)
+        assert float(spent.mean()) == pytest.approx(counted, rel=1e-6), name
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

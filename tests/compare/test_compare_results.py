@@ -89,7 +89,7 @@ def test_results_agree_with_themselves(results: dict[str, Any]) -> None:
     assert pick["saved"] == 1 - pick["cost"] / reference["cost"]
     assert sum(pick["shares"].values()) == pytest.approx(1, abs=5e-4)
     ways = {way["name"]: way["points"] for way in results["ways"]}
-    assert list(ways) == ["dense", "exits", "cascade", "moe", "nested"]
+    assert list(ways) == ["dense", "exits", "cascade", "skips", "moe", "nested"]
     picked = next(point for point in ways[pick["way"]] if point["knob"] == pick["knob"])
     assert (picked["quality"], picked["cost"]) == (pick["quality"], pick["cost"])
     members = {member["name"]: member for member in results["ladder"]}

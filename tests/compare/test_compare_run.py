@@ -54,7 +54,7 @@ def always_picking(way: str) -> Callable[..., Pick]:
     return pick
 
 
-@pytest.mark.parametrize("way", ["dense", "cascade", "exits", "nested", "moe"])
+@pytest.mark.parametrize("way", ["dense", "cascade", "exits", "skips", "nested", "moe"])
 @pytest.mark.parametrize("kind", ["features", "images"])
 def test_a_policy_does_what_its_results_say(
     kind: str,
@@ -80,7 +80,7 @@ def test_a_policy_does_what_its_results_say(
     np.testing.assert_allclose(told, shares, atol=5e-5)
 
 
-@pytest.mark.parametrize("way", ["dense", "cascade", "exits", "nested", "moe", "relu-moe"])
+@pytest.mark.parametrize("way", ["dense", "cascade", "exits", "skips", "nested", "moe", "relu-moe"])
 def test_a_text_policy_says_which_byte_follows(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +176,7 @@ def test_costs_may_be_times(table: Dataset, tmp_path: Path) -> None:
     assert float(answers.cost.mean()) == pytest.approx(found["pick"]["cost"])
 
 
-@pytest.mark.parametrize("way", ["exits", "nested", "moe", "cascade"])
+@pytest.mark.parametrize("way", ["exits", "skips", "nested", "moe", "cascade"])
 def test_one_way_may_be_tried_alone(way: str, table: Dataset, tmp_path: Path) -> None:
     found = compare(table, Request(ways=(way,)), tmp_path / "out")
     assert [one["name"] for one in found["ways"]] == ["dense", way]
@@ -243,7 +243,14 @@ def test_small_images_are_compared(
 ) -> None:
     data = image_set(make_images, side=side, channels=channels)
     found = compare(data, Request(), tmp_path / "out")
-    assert [way["name"] for way in found["ways"]] == ["dense", "exits", "cascade", "moe", "nested"]
+    assert [way["name"] for way in found["ways"]] == [
+        "dense",
+        "exits",
+        "cascade",
+        "skips",
+        "moe",
+        "nested",
+    ]
 
 
 def test_what_cannot_be_compared_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -313,5 +320,5 @@ def test_what_cannot_be_meant_is_refused(
 
 def test_text_offers_three_kinds_of_routed_networks() -> None:
     routed = ("moe", "fine-moe", "relu-moe")
-    assert Request().check("text").ways == ("exits", "cascade", *routed, "nested")
+    assert Request().check("text").ways == ("exits", "cascade", "skips", *routed, "nested")
     assert Request(ways=("nested",)).check("text").ways == ("nested",)

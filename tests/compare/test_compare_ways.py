@@ -83,7 +83,9 @@ def test_the_reference_alone_is_tested_where_nothing_is_cheaper() -> None:
 
 def answers_of(confidence: list[list[float]], right: list[list[int]]) -> Answers:
     quality = torch.tensor(right, dtype=torch.float32)
-    return Answers({USUAL: torch.tensor(confidence)}, quality, 1 - quality)
+    return Answers(
+        {USUAL: torch.tensor(confidence)}, quality, 1 - quality, torch.full_like(quality, math.nan)
+    )
 
 
 def way_of(name: str, answers: Answers, costs: list[float]) -> Way:
@@ -128,7 +130,8 @@ def test_every_rule_that_gives_something_is_kept() -> None:
     noise = torch.tensor(rng.random((3, 400)), dtype=torch.float32)
     quality = torch.tensor(right)
     knowing = 0.5 * quality + 0.5 * noise * quality
-    validation = Answers({USUAL: noise, "margin": knowing}, quality, 1 - quality)
+    spent = torch.full_like(quality, math.nan)
+    validation = Answers({USUAL: noise, "margin": knowing}, quality, 1 - quality, spent)
     way = way_of("exits", validation, [1.0, 4.0, 20.0]).with_settings(validation)
     by_rule = {
         rule: [knob for knob, s in way.settings.items() if s.rule == rule and " > " in knob]

@@ -1,4 +1,4 @@
-"""Digits as a small world of diffusion: a network that learns to draw them, and one that judges.
+"""Digits as a small world of diffusion: drawn by an exact mixture, or by a network that learns to.
 
 Pixels are scaled from -1 (paper) to 1 (ink), 64 to an image.
 
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pointsman.claims import testbeds
+from pointsman.cost import Cost
 from pointsman.steps.denoisers import Denoiser, fit_denoiser
+from pointsman.steps.mixtures import EVERY, GaussianMixture
+from pointsman.steps.sampling import Evaluation
 from pointsman.steps.schedules import Schedule, linear
 
 CLASSES, PIXELS, SPREAD = 10, 64, 0.75
@@ -73,9 +76,23 @@ def denoiser(
     return net
 
 
-def judge(data: Images, *, seed: int, updates: int = 600) -> nn.Sequential:
-    """A classifier of clean digits, trained on the held-out images, which no sampler has seen."""
-    net = testbeds.mlp(PIXELS, 64, CLASSES, seed=seed)
-    part = testbeds.Part(data.held_out, data.held_out_labels)
-    testbeds.fit(net, part, seed=seed, updates=updates, noise=0.1)
-    return net
+def mixture(data: Images, *, components: int = 300, spread: float = 0.2) -> GaussianMixture:
+    """Training images, each with some Gaussian noise: digits whose noise is predicted exactly.
+
+    Args:
+        data: the first of its training images are the means.
+        components: how many.
+        spread: standard deviation of a pixel around its mean.
+    """
+    return GaussianMixture(
+        data.train[:components].double(),
+        torch.full((components,), spread, dtype=torch.float64),
+        torch.ones(components, dtype=torch.float64),
+        data.train_labels[:components],
+    )
+
+
+def guided(mixture: GaussianMixture, schedule: Schedule) -> list[Evaluation]:
+    """The mixture's exact predictions with a label and without; each costs one evaluation."""
+    having = Evaluation("conditional", mixture.noise(schedule), Cost(1.0, "evaluations"))
+    return [having, having.under("unconditional", EVERY)]

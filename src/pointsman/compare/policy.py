@@ -23,9 +23,10 @@ from pointsman.compare.data import Array
 from pointsman.compare.networks.build import Spec, build, channels_last, stages_of
 from pointsman.compare.prepare import Preparation
 from pointsman.compare.rules import USUAL, rules_for
+from pointsman.compare.ways import Spending
 from pointsman.cost import Cost
 from pointsman.errors import InputError, PolicyError
-from pointsman.run import Stage, StageCosts, run_staged
+from pointsman.run import Confidence, Stage, StageCosts, run_staged
 from pointsman.writing import write_atomically
 
 FORMAT, VERSION = "pointsman-policy", 2
@@ -96,18 +97,30 @@ class Policy:
                 f"this policy takes {self.data['kind']} of shape (n, "
                 f"{', '.join(map(str, shape))}), got {tuple(x.shape)}"
             )
-        per_stage, parts = self.costs.per_stage(self.thresholds), []
+        stages, unit, parts = self.stages(), self.costs.advance.unit, []
         confidence = rules_for(self.data["kind"])[self.rule]
         with torch.no_grad():
             for start in range(0, max(len(x), 1), ROWS_AT_ONCE):
                 inputs = self.preparation.inputs(x[start : start + ROWS_AT_ONCE])
-                answer = run_staged(self.stages(), inputs, self.thresholds, confidence)
-                logits = answer.output if answer.output.ndim == 2 else answer.output[:, -1]
+                logits, stage, cost = self._answer(stages, inputs, confidence)
+                logits = logits if logits.ndim == 2 else logits[:, -1]
                 best = torch.softmax(logits, dim=1).max(dim=1)
-                cost = answer.route.cost(per_stage).amount
-                parts.append((best.indices, best.values, answer.stage, torch.as_tensor(cost)))
+                parts.append((best.indices, best.values, stage, cost))
         columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
-        return Predictions(columns[0], columns[1], columns[2], Cost(columns[3], per_stage.unit))
+        return Predictions(columns[0], columns[1], columns[2], Cost(columns[3], unit))
+
+    def _answer(
+        self, stages: list[Stage], inputs: Tensor, confidence: Confidence
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, who answered, and what it cost, of a batch."""
+        alone = next(at for at, limit in enumerate(self.thresholds) if limit < math.inf)
+        answer = stages[alone].answer
+        if isinstance(answer, Spending) and self.costs.advance.unit == "MFLOPs":
+            logits, spent = answer.spend(inputs)
+            return logits, torch.full((len(inputs),), alone), spent
+        found = run_staged(stages, inputs, self.thresholds, confidence)
+        cost = found.route.cost(self.costs.per_stage(self.thresholds)).amount
+        return found.output, found.stage, torch.as_tensor(cost)
 
     def save(self, folder: Path) -> None:
         """Write the policy; one that is there already is replaced once the new one is whole."""

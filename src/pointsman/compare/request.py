@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from pointsman.errors import InputError
 
-WAYS = ("exits", "cascade", "moe", "nested")
+WAYS = ("exits", "cascade", "skips", "moe", "nested")
 # What "moe" stands for where a language model is trained: each is a way of its own.
 TEXT_MOE = ("moe", "fine-moe", "relu-moe")
 UNITS = {"flops": "MFLOPs", "latency": "ms"}

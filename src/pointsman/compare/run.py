@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pointsman import __version__
 from pointsman.compare import results as written
 from pointsman.compare.data import Dataset, Part, split
+from pointsman.compare.networks import skips
 from pointsman.compare.networks.build import (
     Spec,
     build,
@@ -45,6 +46,7 @@ from pointsman.compare.ways import (
     testing_order,
 )
 from pointsman.cost import Cost, compare_latency
+from pointsman.depth.layers.network import SkipNetwork
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
 from pointsman.run import subset_thresholds
 
@@ -238,11 +240,16 @@ class _Comparison:
             self.progress.advance((epoch - done) * job.work)
             done = epoch
 
+        x, y = self.bench.inputs["train"], self.bench.targets["train"]
+        kept = None
+        if job.spec["form"] == "skips":
+            rows, kept = skips.held_back(len(x), self.request.seed)
+            held, x, y = (x[kept], y[kept]), x[rows], y[rows]
         trained = fit(
             lambda: channels_last(build(job.spec)),
             partial(loss_of, job.spec),
-            self.bench.inputs["train"],
-            self.bench.targets["train"],
+            x,
+            y,
             self.task.recipe,
             name=job.name,
             epochs=job.epochs,
@@ -251,6 +258,10 @@ class _Comparison:
             on_epoch=on_epoch,
         )
         self.progress.advance((job.epochs - done) * job.work)
+        if kept is not None:
+            assert isinstance(trained.module, SkipNetwork)
+            seed = self.request.seed
+            skips.learn_routers(trained.module, *held, kind=self.data.kind, seed=seed)
         return trained
 
     # ── ways ────────────────────────────────────────────────────────────────────────────────────

@@ -7,16 +7,17 @@ certified, saved and served by the same code.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from pointsman.compare.data import Array, Kind
+from pointsman.compare.judging import judge
 from pointsman.compare.rules import USUAL, rules_for
 from pointsman.cost import Cost, compare_latency, count_flops
 from pointsman.frontier import Frontier, Outcomes, Point, safest_first, standard_error
@@ -26,6 +27,7 @@ TITLES = {
     "dense": "Plain networks, one alone",
     "cascade": "Cascade of the plain networks",
     "exits": "Early exits of one network",
+    "skips": "Layers skipped by routers",
     "nested": "Nested widths of one network",
     "moe": "Mixture of experts",
     "fine-moe": "Fine-grained experts, top-k",
@@ -38,7 +40,6 @@ THRESHOLDS_A_CHAIN = 24
 MOST_SETTINGS = 14
 LONGEST_SEQUENCE = 12
 ROWS_AT_ONCE = 256
-BITS = 8.0  # quality 0 for text: a byte guessed blindly
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +47,23 @@ class Answers:
     """What every stage of a way answered on one part, (S, n) each.
 
     sureness by rule and quality lie in [0, 1]; loss is the cross entropy in nats, by which networks
-    of equal quality are told apart.
+    of equal quality are told apart; spent is what each input cost where a stage's cost depends on
+    the input, and NaN where it does not.
     """
 
     sureness: Mapping[str, Tensor]
     quality: Tensor
     loss: Tensor
+    spent: Tensor
+
+
+@runtime_checkable
+class Spending(Protocol):
+    """The answer of a stage whose cost depends on the input."""
+
+    def spend(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and MFLOPs per input (n,); per token of it for text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,11 @@ class Way:
             limits = {knob: s.thresholds for knob, s in settings.items() if s.rule == rule}
             sure = answers.sureness[rule]
             parts.append(outcomes_of_stages(sure, answers.quality, self.costs, limits))
-        return Outcomes.join(parts).choose(list(settings))
+        found = Outcomes.join(parts).choose(list(settings))
+        if self.costs.advance.unit != "MFLOPs" or bool(answers.spent.isnan().all()):
+            return found
+        alone = [setting.thresholds.index(-math.inf) for setting in settings.values()]
+        return replace(found, cost=answers.spent[alone].double().numpy())
 
     def with_settings(self, validation: Answers) -> "Way":
         """The way with the settings that are worth a look by their validation answers.
@@ -181,36 +197,32 @@ def _grid(confidence: Tensor) -> list[float]:
 
 
 def answer_all(stages: Sequence[Stage], x: Tensor, y: Tensor, kind: Kind) -> Answers:
-    """Run every stage on every input, in batches.
-
-    Quality is 1 where the likeliest class is right; for text it is 1 minus the window's mean bits
-    per byte over 8, cut to [0, 1].
-    """
+    """Run every stage on every input, in batches, and judge what it answers."""
     rules = rules_for(kind)
-    batches = []
+    judged, spent = [], []
     with torch.no_grad():
         for inputs, targets in zip(
             torch.split(x, ROWS_AT_ONCE), torch.split(y, ROWS_AT_ONCE), strict=True
         ):
-            state, rows = inputs, []
+            state, rows, costs = inputs, [], []
             for stage in stages:
                 state = stage.advance(state) if stage.advance is not None else state
-                logits = stage.answer(state)
+                logits, cost = answer_and_spend(stage.answer, state)
                 sure = [rule(logits) for rule in rules.values()]
-                rows.append(torch.stack([*sure, *_judge(logits, targets, kind)]))
-            batches.append(torch.stack(rows, dim=1))  # (rules + 2, S, n)
-    *sureness, quality, loss = torch.cat(batches, dim=2)
-    return Answers(dict(zip(rules, sureness, strict=True)), quality, loss)
+                rows.append(torch.stack([*sure, *judge(logits, targets, kind)]))
+                costs.append(cost)
+            judged.append(torch.stack(rows, dim=1))  # (rules + 2, S, n)
+            spent.append(torch.stack(costs))
+    *sureness, quality, loss = torch.cat(judged, dim=2)
+    by_rule = dict(zip(rules, sureness, strict=True))
+    return Answers(by_rule, quality, loss, torch.cat(spent, dim=1))
 
 
-def _judge(logits: Tensor, targets: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Quality and loss of a batch, (n,) each."""
-    classes_last = logits.transpose(1, 2) if kind == "text" else logits
-    loss = cross_entropy(classes_last, targets, reduction="none")
-    if kind == "text":
-        loss = loss.mean(dim=1)
-        return (1 - loss / math.log(2) / BITS).clamp(0, 1), loss
-    return (logits.argmax(dim=1) == targets).float(), loss
+def answer_and_spend(answer: Callable[[Tensor], Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and what each input spent, (n,) float64: NaN where the stage has one cost for all."""
+    if isinstance(answer, Spending):
+        return answer.spend(state)
+    return answer(state), torch.full((len(state),), math.nan, dtype=torch.float64)
 
 
 def stage_costs(stages: Sequence[Stage], example: Tensor, unit: str) -> StageCosts:

@@ -76,6 +76,8 @@ class _Step:
 
 
 def _step(positions: Tensor, given_rows: Tensor | None, rows_held: int) -> _Step:
+    if positions.shape == (1, 1) and rows_held == 1:
+        return _one(positions, given_rows)
     m, q = positions.shape
     rows = given_rows
     chosen = torch.arange(rows_held) if rows is None else rows.cpu()
@@ -105,6 +107,27 @@ def _step(positions: Tensor, given_rows: Tensor | None, rows_held: int) -> _Step
         gapless=gapless,
         low=low,
         top=top,
+    )
+
+
+def _one(positions: Tensor, given_rows: Tensor | None) -> _Step:
+    """One token of the only row, which is what decoding mostly asks for."""
+    place = int(positions)
+    real, none = place >= 0, torch.zeros(1, dtype=torch.int64)
+    return _Step(
+        positions=positions,
+        given_rows=given_rows,
+        version=_versions(positions, given_rows),
+        rows=None,
+        chosen=none,
+        real=None if real else positions >= 0,
+        asks=positions.clamp(min=0),
+        lengths=none + int(real),
+        starts=none + max(place, 0),
+        first=place if real else None,
+        gapless=True,
+        low=place,
+        top=place,
     )
 
 

@@ -112,8 +112,8 @@ class CausalAttention(nn.Module):
     ) -> None:
         """Put keys and values of x (m, S, D) into a cache and do nothing else."""
         weight = self.mix.weight[x.shape[-1] :]  # queries come first
-        parts = functional.linear(x, weight).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2)
-        key, value = parts.chunk(2, dim=1)
+        parts = functional.linear(x, weight).view(*x.shape[:2], 2 * self.heads, -1)
+        key, value = parts.transpose(1, 2).chunk(2, dim=1)
         cache.extend(layer, self.rotary(key, positions), value, positions, rows)
 
 

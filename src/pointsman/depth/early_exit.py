@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pointsman.cost import Cost, count_flops
-from pointsman.depth.heads import HeadMaker, pooled_linear
+from pointsman.depth.heads import HeadMaker, language_heads, pooled_linear
+from pointsman.depth.measuring import Savings, compare
 from pointsman.depth.placing import places
 from pointsman.depth.trunks import SequentialTrunk, trunk_of
 from pointsman.depth.trunks.rows import checked_batch, count_rows, take_rows
@@ -64,7 +65,8 @@ class EarlyExit(nn.Module):
             last block is not one of them: the end of the network is the final exit anyway.
         example: a batch of at least one input, from which the widths of default heads are read.
         heads: one module for each of `at`, from features to logits (n, C), or a maker of
-            them. None: the mean over all dimensions after (input, channel), then one linear layer.
+            them. None: the mean over all dimensions but inputs and channels, then one linear layer;
+            for a model that answers at each token a norm of its own and the model's unembedding.
 
     Attributes:
         trunk: the network as a row of blocks.
@@ -100,8 +102,10 @@ class EarlyExit(nn.Module):
             features = [self.trunk.features(state) for state in states[:-1]]
             logits = self.trunk.finish(states[-1])
         self.num_classes = _classes(logits, "the backbone")
+        if heads is None and logits.ndim > 2:
+            heads = language_heads(trunk, states[-1], len(cuts))
         if heads is None:
-            heads = partial(pooled_linear, channels=getattr(self.trunk, "channels", 1))
+            heads = partial(pooled_linear, channels=getattr(trunk, "channels", 1))
         if not isinstance(heads, Sequence | nn.ModuleList):
             heads = [heads(x, self.num_classes) for x in features]
         if len(heads) != len(cuts):
@@ -237,6 +241,48 @@ class EarlyExit(nn.Module):
             ]
         return StageCosts(
             Cost(np.array(advance) / rows, "MFLOPs"), Cost(np.array(answer) / rows, "MFLOPs")
+        )
+
+    def measure(
+        self,
+        x: Any,
+        thresholds: Thresholds,
+        confidence: Confidence | StoppingRule = max_probability,
+        *,
+        warmup: int = 3,
+        repeats: int = 15,
+    ) -> Savings:
+        """FLOPs counted and time measured on one batch, beside those of the network without exits.
+
+        Args:
+            x: a batch of at least one input; its size matters for the time.
+            thresholds: as for `run`.
+            confidence: as for `run`.
+            warmup: rounds that are not timed, first.
+            repeats: rounds of both that are timed in turn.
+
+        Raises:
+            InputError: an empty batch, or as in `run`.
+        """
+        checked_batch(x)
+        example = take_rows(x, slice(0, 1))
+        answer = self.run(x, thresholds, confidence)
+        paid = answer.route.cost(self.stage_costs(example).per_stage(thresholds))
+
+        def whole() -> None:
+            with evaluating(self.trunk), torch.no_grad():
+                self.trunk(x)
+
+        with evaluating(self.trunk):
+            alone = count_flops(self.trunk, example)
+        return compare(
+            lambda: self.run(x, thresholds, confidence),
+            whole,
+            flops=paid.mean(),
+            whole_flops=alone,
+            answered=answer.stage.bincount(minlength=len(self.exits)).cpu(),
+            warmup=warmup,
+            repeats=repeats,
         )
 
     def logits(self, x: Any) -> Tensor:

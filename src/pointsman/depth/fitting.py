@@ -119,7 +119,7 @@ def fit_weights(
     recipe: Recipe,
     *,
     before_step: Callable[[], None] | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int], bool | None] | None = None,
 ) -> list[tuple[float, ...]]:
     """Fit groups of weights to a sum of losses.
 
@@ -129,7 +129,7 @@ def fit_weights(
         data: iterated once an epoch.
         recipe: see `Recipe`.
         before_step: called when gradients are there and not yet clipped.
-        after_epoch: called with the number of finished epochs.
+        after_epoch: called with the number of finished epochs; True ends the training.
 
     Returns:
         For each epoch the L mean losses.
@@ -157,8 +157,8 @@ def fit_weights(
             optimiser.step()
             total, count = total + parts.detach().cpu(), count + 1
         history.append(_mean(total, count, epoch))
-        if after_epoch is not None:
-            after_epoch(epoch + 1)
+        if after_epoch is not None and after_epoch(epoch + 1):
+            break
     optimiser.zero_grad(set_to_none=True)
     return history
 
@@ -302,3 +302,18 @@ def first_inputs(data: Data) -> Any:
     for inputs, _ in data:
         return inputs
     raise InputError("the data gave no batch: give what can be iterated, such as Batches or a list")
+
+
+def head_modules(net: nn.Module) -> list[nn.Module]:
+    """Modules that only heads have: what the trunk uses too stays in the trunk's mode.
+
+    Args:
+        net: with its heads in `net.heads`.
+    """
+    outside = {
+        module
+        for name, child in net.named_children()
+        if name != "heads"
+        for module in child.modules()
+    }
+    return [module for module in net.get_submodule("heads").modules() if module not in outside]

@@ -101,9 +101,13 @@ class CoarseHead(nn.Module):
 
     def forward(self, state: Scales) -> Tensor:
         """Features -> logits (T, C)."""
-        coarse = state[1]
-        logits: Tensor = self.linear((coarse.mean((2, 3)) + coarse.amax((2, 3))) / 2)
+        logits: Tensor = self.linear(self.pooled(state))
         return logits
+
+    def pooled(self, state: Scales) -> Tensor:
+        """What the linear layer reads, (T, K)."""
+        coarse = state[1]
+        return (coarse.mean((2, 3)) + coarse.amax((2, 3))) / 2
 
 
 def two_scale(

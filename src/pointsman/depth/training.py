@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pointsman.depth.early_exit import EarlyExit
@@ -43,6 +43,7 @@ from pointsman.depth.fitting import (
     Recipe,
     first_inputs,
     fit_weights,
+    head_modules,
     parts_of,
     training_only,
 )
@@ -217,7 +218,7 @@ def train_heads(
         logits = exit_logits(net, x, asked)
         return _losses(logits, y, loss, early=len(early), exits=found.last + 1)
 
-    with training_only(net, (w for group in own for w in group), _head_modules(net)):
+    with training_only(net, (w for group in own for w in group), head_modules(net)):
         return fit_weights(own, losses, data, recipe)
 
 
@@ -255,7 +256,7 @@ def train_back_to_front(
     def losses(x: Any, y: Any) -> Tensor:
         return loss.label(exit_logits(net, x, [found.last])[0], y).reshape(1)
 
-    own = set(_head_modules(net))
+    own = set(head_modules(net))
     with training_only(net, trunk, (m for m in net.modules() if m not in own)):
         first = fit_weights([trunk], losses, data, recipe)
     return first, train_heads(net, data, recipe if heads is None else heads, loss)
@@ -361,14 +362,3 @@ def _balancer(found: Parts) -> Any:
                 weight.grad /= count
 
     return divide
-
-
-def _head_modules(net: EarlyExit) -> list[nn.Module]:
-    """Modules that only heads have: what the trunk uses too stays in the trunk's mode."""
-    outside = {
-        module
-        for name, child in net.named_children()
-        if name != "heads"
-        for module in child.modules()
-    }
-    return [module for module in net.heads.modules() if module not in outside]

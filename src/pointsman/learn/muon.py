@@ -105,7 +105,8 @@ def orthogonal(matrix: Tensor, rounds: int = ROUNDS) -> Tensor:
     for _ in range(rounds):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x
+    result: Tensor = x
+    return result
 
 
 def _joined(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

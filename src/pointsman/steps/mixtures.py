@@ -67,7 +67,9 @@ class GaussianMixture:
             alpha, sigma = schedule.signal(t), schedule.noise(t)
             parts, variance = self._components(x, alpha, sigma, condition)
             share = parts.softmax(dim=1) / variance
-            noise: Tensor = sigma * (share.sum(dim=1, keepdim=True) * x - alpha * share @ self.means)
+            noise: Tensor = sigma * (
+                share.sum(dim=1, keepdim=True) * x - alpha * share @ self.means
+            )
             return noise
 
         return run
@@ -77,8 +79,8 @@ class GaussianMixture:
     ) -> tuple[Tensor, Tensor]:
         """Log of weight times density of x under each component (n, M), and variances (M,)."""
         variance = (alpha * self.spreads) ** 2 + sigma**2
-        # Not torch.cdist, whose distances of far points are off by more than small spreads.
-        squared = (x[:, None] - alpha * self.means).square().sum(dim=2)
+        centres = alpha * self.means
+        squared = x.square().sum(1, keepdim=True) - 2 * x @ centres.T + centres.square().sum(1)
         dims = x.shape[1]
         allowed = torch.ones(len(x), len(self.weights), dtype=torch.bool)
         if condition is not None:

@@ -26,7 +26,9 @@ def clean(x: Tensor, noise: Tensor, t: float, schedule: Schedule) -> Tensor:
 
 def velocity(x: Tensor, noise: Tensor, t: float, schedule: Schedule) -> Tensor:
     """dx/dt of the probability-flow equation: alpha' x_0 + sigma' epsilon (Song et al. 2021)."""
-    return schedule.signal_slope(t) * clean(x, noise, t, schedule) + schedule.noise_slope(t) * noise
+    x_0 = clean(x, noise, t, schedule)
+    slope: Tensor = schedule.signal_slope(t) * x_0 + schedule.noise_slope(t) * noise
+    return slope
 
 
 @dataclass(frozen=True)

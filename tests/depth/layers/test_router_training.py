@@ -40,8 +40,8 @@ def test_routers_learn_paths_that_can_be_read_off_the_input(residual, kind, roun
         assert_close(value, before[name], rtol=0, atol=0)
     x, runs = labelled(300)
     chosen = network.run(x).runs
-    assert float((chosen == runs).double().mean()) > 0.93
-    assert float((chosen[:, 1] == runs[:, 1]).double().mean()) > 0.85
+    assert float((chosen == runs).double().mean()) > 0.85
+    assert float((chosen[:, 1] == runs[:, 1]).double().mean()) > 0.8
 
 
 def test_what_routers_look_at_is_what_they_meet_on_the_labelled_path(residual):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointsman.compare.networks import features, images, text
+from pointsman.compare.networks import features, images, skips, text
 from pointsman.cost import count_flops
 from pointsman.depth import EarlyExit
+from pointsman.depth.layers.network import SkipNetwork
 from pointsman.errors import PolicyError
 from pointsman.moe import Routing
 from pointsman.run import Stage
@@ -66,6 +67,8 @@ def stages_of(spec: Spec, module: nn.Module) -> list[tuple[str, Stage]]:
             (f"width {100 * width:g}%", Stage(partial(module, width=width)))
             for width in module.widths
         ]
+    if isinstance(module, SkipNetwork):
+        return skips.stages(module, example_of(spec))
     if spec["form"] in ROUTED:
         return [(_used(spec, k), Stage(partial(_routed, module, k))) for k in spec["used"]]
     return [(spec["name"], Stage(module))]
@@ -89,9 +92,9 @@ def loss_of(
 ) -> Tensor:
     """Training loss of one batch, by the form of the network.
 
-    Exits: the mean over all exits. Nested: one drawn width a step (SortedNet), the whole network
-    more often than the others. Routed: a drawn number of experts (a drawn share, for ReLU), plus
-    the balancing loss.
+    Exits: the mean over all exits. Skips: blocks left out at random. Nested: one drawn width a step
+    (SortedNet), the whole network more often than the others. Routed: a drawn number of experts (a
+    drawn share, for ReLU), plus the balancing loss.
     """
     form = spec["form"]
     if form == "exits":
@@ -104,6 +107,8 @@ def loss_of(
         balance = _balance(module, found) if spec["kind"] == "text" else BALANCE_WEIGHT * found
         total: Tensor = _cross_entropy(logits, y) + balance
         return total
+    if isinstance(module, SkipNetwork):
+        return _cross_entropy(skips.training_logits(module, x, generator), y)
     return _cross_entropy(module(x), y)
 
 
@@ -136,6 +141,9 @@ def training_flops(spec: Spec) -> float:
         # With ReLU, new weights take about half of the experts, more than a trained layer does: so
         # such a network owes no part of its lead to training.
         mean = fmean(float(count_flops(partial(module, k=k), example)) for k in spec["used"])
+    elif isinstance(module, SkipNetwork):  # the whole network in every step: a little too much
+        whole = module.layer_costs(example).whole
+        return 3e6 * float(whole)
     else:
         mean = float(count_flops(module, example))
     return 3e6 * mean / len(example)
@@ -203,6 +211,9 @@ _MAKERS: dict[tuple[str, str], Callable[[Spec], nn.Module]] = {
     ("images", "nested"): lambda s: Nested(_convnet(s), s["widths"]),
     ("images", "routed"): _images_routed,
     ("text", "dense"): _transformer,
+    ("features", "skips"): skips.build,
+    ("images", "skips"): skips.build,
+    ("text", "skips"): skips.build,
     ("text", "exits"): _text_exits,
     ("text", "nested"): lambda s: Nested(_transformer(s), s["widths"]),
     ("text", "routed"): _transformer,

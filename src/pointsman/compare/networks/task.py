@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pointsman.compare.data import Dataset
 from pointsman.compare.metric import ACCURACY, BITS_PER_BYTE, Metric
-from pointsman.compare.networks import features, images, text
+from pointsman.compare.networks import features, images, skips, text
 from pointsman.compare.networks.build import Spec
 from pointsman.compare.training import Recipe
 
@@ -47,6 +47,13 @@ def _features(data: Dataset, rows: int) -> Task:
         ),
         networks={
             "exits": {**base, "form": "exits", "hidden": list(features.EXIT_SIZES)},
+            "skips": {
+                **base,
+                "form": "skips",
+                "width": skips.FEATURE_SIZE[0],
+                "inner": skips.FEATURE_SIZE[1],
+                "blocks": skips.FEATURE_BLOCKS,
+            },
             "nested": {
                 **base,
                 "form": "nested",
@@ -85,6 +92,12 @@ def _images(data: Dataset, rows: int) -> Task:
         ),
         networks={
             "exits": {**base, "form": "exits", "width": images.EXIT_SIZE},
+            "skips": {
+                **base,
+                "form": "skips",
+                "width": skips.IMAGE_SIZE,
+                "blocks": skips.IMAGE_BLOCKS,
+            },
             "nested": {
                 **base,
                 "form": "nested",
@@ -117,6 +130,7 @@ def _text(data: Dataset, rows: int) -> Task:
         ),
         networks={
             "exits": {**base, "form": "exits", "width": width, "layers": layers},
+            "skips": {**base, "form": "skips", "width": width, "blocks": layers},
             "nested": {
                 **base,
                 "form": "nested",

@@ -113,6 +113,7 @@ class _Run:
         # tokens of each text that came as far as each exit, (E + 1, n); [0]: embedded
         self.reached = np.zeros((len(model) + 1, len(text.ids)), dtype=np.int64)
         self.waiting: list[Tensor | None] = [None] * len(model)  # (n, P + N, D) before a segment
+        self.last: tuple[Ints, Ints, Tensor, Tensor] | None = None  # see `_places`
         self.left: Tensor | None = None  # (n, D) with which each text's last token came furthest
 
     def step(
@@ -147,7 +148,7 @@ class _Run:
             self.reached[0, chosen] = self.text.lengths[chosen]
         start, stop = self.reached[segment + 1, chosen], self.reached[segment, chosen]
         tokens = int((stop - start).max(initial=0))
-        positions = _positions(start, stop, tokens, rows.device)
+        rows, positions = self._places(rows, chosen, start, stop, tokens)
         if segment == 0:
             at = positions.clamp(min=0)
             x = self.trunk.begin(self.text.ids[rows[:, None], at], at)
@@ -169,6 +170,23 @@ class _Run:
             assert self.left is not None
             self.left[rows] = x[:, 0]
         return {"rows": rows, "last": x}
+
+    def _places(
+        self, rows: Tensor, chosen: Ints, start: Ints, stop: Ints, tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows and positions (m, q), the same tensors as before where they say the same.
+
+        What layers work out from positions is kept by tensor, not by value.
+        """
+        places = start[:, None] + np.arange(tokens)
+        places = np.where(places < stop[:, None], places, -1)
+        if self.last is not None:
+            last_chosen, last_places, kept_rows, kept = self.last
+            if np.array_equal(chosen, last_chosen) and np.array_equal(places, last_places):
+                return kept_rows, kept
+        positions = torch.from_numpy(places).to(rows.device)
+        self.last = chosen.copy(), places.copy(), rows, positions
+        return rows, positions
 
     def _blocks(
         self, segment: int, x: Tensor, positions: Tensor, rows: Tensor, count: int
@@ -197,7 +215,8 @@ class _Run:
         """The first tokens of each text through all layers."""
         rows = torch.arange(len(lengths), device=self.text.ids.device)
         tokens = int(lengths.max(initial=0))
-        positions = _positions(lengths * 0, lengths, tokens, rows.device)
+        chosen: Ints = rows.cpu().numpy()
+        rows, positions = self._places(rows, chosen, lengths * 0, lengths, tokens)
         self.reached[:] = lengths
         if tokens:
             at = positions.clamp(min=0)
@@ -222,9 +241,3 @@ class _Run:
                 self.trunk.store(layer, x, positions, self.cache, of)
                 self.tally.stored[layer] += len(chosen)
             self.reached[segment + 1, rows[gone]] = places[gone] + 1
-
-
-def _positions(start: Ints, stop: Ints, tokens: int, device: torch.device) -> Tensor:
-    """(m, q) start, start + 1, …; -1 from stop on."""
-    places = start[:, None] + np.arange(tokens)
-    return torch.from_numpy(np.where(places < stop[:, None], places, -1)).to(device)

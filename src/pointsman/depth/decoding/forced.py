@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,6 +26,8 @@ from pointsman.frontier.points import Frontier, Outcomes
 from pointsman.modules import evaluating
 from pointsman.run import Confidence, State, StoppingRule, Thresholds, stage_thresholds
 from pointsman.select import max_probability
+
+Array = npt.NDArray[np.float64]
 
 # For confidences in [0, 1], from the safest; fixed before any data is seen.
 KNOBS = (math.inf, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
@@ -139,8 +142,13 @@ def layer_runs(exits: Tensor, bounds: Sequence[int], keep: Keep) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenCosts:
-    """MFLOPs per token on texts of one length: of each layer, of its keys and values alone, and of
-    each exit's logits."""
+    """MFLOPs per token on texts of one length.
+
+    Attributes:
+        layer: of each of the L layers.
+        store: of each layer's keys and values alone.
+        answer: of each of the E exits' logits.
+    """
 
     layer: tuple[float, ...]
     store: tuple[float, ...]
@@ -151,17 +159,17 @@ class TokenCosts:
         """Counted on one text, ids (1, S). Attention is counted over all S places."""
         trunk, tokens = model.trunk, ids.shape[1]
         positions = torch.arange(tokens, device=ids.device)[None]
-        layer, store, answer = [], [], []
+        layer, store = [], []
         with evaluating(model), torch.no_grad():
             state = trunk.begin(ids)
             for at in range(len(trunk.names)):
                 layer.append(float(count_flops(trunk.block, at, state)) / tokens)
                 spent = count_flops(trunk.store, at, state, positions, trunk.cache(1))
                 store.append(float(spent) / tokens)
-            answer.extend(
+            answer = [
                 float(count_flops(model.answer, exit_, state)) / tokens
                 for exit_ in range(len(model))
-            )
+            ]
         return cls(tuple(layer), tuple(store), tuple(answer))
 
     def spent(
@@ -175,7 +183,7 @@ class TokenCosts:
             bounds: of the model.
             keep: see `layer_runs`.
         """
-        n, tokens = exits.shape
+        tokens = exits.shape[1]
         runs = layer_runs(exits, bounds, keep).double()
         total = runs @ torch.tensor(self.layer, dtype=torch.float64)
         if keep == "propagate":
@@ -240,7 +248,7 @@ def _measured(
     confidence: Confidence | StoppingRule,
     keep: Keep,
     costs: TokenCosts,
-) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+) -> tuple[Array, Array]:
     """Quality and MFLOPs per token of each text at one threshold."""
     found = forced(model, ids, knob, confidence=confidence, keep=keep)
     blind = math.log2(found.logits.shape[-1])

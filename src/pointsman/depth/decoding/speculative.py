@@ -5,7 +5,7 @@ After Elhoushi et al., "LayerSkip: Enabling Early Exit Inference and Self-Specul
 hidden states are kept, and the layers after the exit then run for all of them at once, which tells
 what the full model says at every place:
 
-    drafts d_1 … d_k agree with the full model up to d_a  →  d_1 … d_a and the model's own next token
+    drafts d_1 … d_k agree with the model up to d_a  →  d_1 … d_a and the model's own next token
 
 so each round writes a + 1 tokens, from 1 to k + 1, and they are those that the full model would
 have written one by one. Early layers run once for each token, late layers in one batch; their keys
@@ -77,8 +77,7 @@ def speculate(
     """
     if not 0 <= exit_ < len(model) - 1:
         raise InputError(
-            f"drafts come from one of the {len(model) - 1} early exits, counted from 0, "
-            f"got {exit_}"
+            f"drafts come from one of the {len(model) - 1} early exits, counted from 0, got {exit_}"
         )
     if drafts < 1 or temperature < 0:
         raise InputError(
@@ -146,9 +145,7 @@ class _Speculation:
         k = drafted.shape[1]
         positions = self._positions(start, k + 1)
         m = len(start)
-        x = self._layers(
-            self.cut, len(self.trunk.names), states, positions, rows, m * (k + 1)
-        )
+        x = self._layers(self.cut, len(self.trunk.names), states, positions, rows, m * (k + 1))
         logits = self.trunk.finish(x)
         self.tally.asked += np.array([m * k, m * (k + 1)])
         tokens, right = self._verified(logits, drafted, odds)

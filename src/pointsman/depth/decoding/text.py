@@ -107,8 +107,8 @@ class Writing:
         # the last token is written, but nothing follows it: it needs no position
         if new < 0 or longest + new - 1 > context:
             raise InputError(
-                f"the model tells {context} positions apart, a prompt of {longest} tokens and {new} "
-                f"new ones need {longest + new - 1}: shorten the prompt, or ask for fewer"
+                f"the model tells {context} positions apart, a prompt of {longest} tokens and "
+                f"{new} new ones need {longest + new - 1}: shorten the prompt, or ask for fewer"
             )
         device = rows[0].device if rows else torch.device("cpu")
         ids = torch.zeros(len(rows), longest + new, dtype=torch.int64, device=device)
@@ -159,7 +159,7 @@ class Writing:
         self.exits[at_row, at - self.prompts[at_row]] = left[here]
         self.lengths[rows] += taken
         self.growing = rows[~ended & (self.lengths[rows] < self.limits[rows])]
-        return taken
+        return np.asarray(taken, dtype=np.int64)
 
 
 class Tally:

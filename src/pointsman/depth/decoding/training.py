@@ -18,6 +18,8 @@ Legend: L layers, E exits, n windows, S tokens of a window, N tokens of the text
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,55 +76,49 @@ def exit_loss(
     return joint_loss([logits.flatten(0, 1) for logits in outputs], target, weights)
 
 
-def fit_language(
-    model: LanguageExits,
+def fit_text(
+    model: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
     text: Tensor,
     *,
     updates: int,
+    window: int,
     batch: int = 16,
-    window: int | None = None,
     rate: float = 2e-3,
-    scale: float = 0.2,
-    dropout: float = 0.1,
     seed: int = 0,
     on_update: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train model and exits together on windows of a text; then evaluation mode.
+    """Train any language model on windows of a text; then evaluation mode.
 
-    AdamW (weight decay 0.01, gradients clipped to 1), a rate that rises in the first twentieth and
-    falls along a cosine.
+    AdamW (weight decay 0.01, gradients clipped to 1), a rate that rises in the first twentieth of
+    the updates and falls along a cosine.
 
     Args:
         model: changed in place.
+        loss_of: windows (n, S + 1) → a scalar in nats.
         text: (N,) token ids.
         updates: of the optimiser.
+        window: S.
         batch: n, windows an update, drawn with replacement.
-        window: S; None: the model's context.
         rate: the highest.
-        scale: of the exits' losses, see `rising_weights`.
-        dropout: of the last layer, see `rising_dropout`.
-        seed: of windows and dropout.
-        on_update: called with (update, loss in nats).
+        seed: of the windows, and of torch's own generator meanwhile.
+        on_update: called with (update, loss).
 
     Raises:
         InputError: a text that is shorter than a window.
     """
-    window = model.trunk.context if window is None else window
     if len(text) < window + 2:
         raise InputError(f"the text needs more than {window + 1} tokens, got {len(text)}")
     generator = torch.Generator().manual_seed(seed)
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(parameters, rate, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda at: _share(at, updates))
-    weights = rising_weights(model, scale)
-    rates = rising_dropout(len(model.trunk.names), dropout)
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for update in range(updates):
             starts = torch.randint(len(text) - window, (batch, 1), generator=generator)
-            ids = text[starts + torch.arange(window + 1)].long()
-            loss = exit_loss(model, ids, weights, rates)
+            loss = loss_of(text[starts + torch.arange(window + 1)].long())
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -131,6 +127,37 @@ def fit_language(
             if on_update is not None:
                 on_update(update, float(loss.detach()))
     model.eval()
+
+
+def fit_language(
+    model: LanguageExits,
+    text: Tensor,
+    *,
+    updates: int,
+    window: int | None = None,
+    scale: float = 0.2,
+    dropout: float = 0.1,
+    **options: Any,
+) -> None:
+    """Train model and exits together on windows of a text, see `fit_text`.
+
+    Args:
+        model: changed in place.
+        text: (N,) token ids.
+        updates: of the optimiser.
+        window: S; None: the model's context.
+        scale: of the exits' losses, see `rising_weights`.
+        dropout: of the last layer, see `rising_dropout`.
+        **options: of `fit_text`.
+
+    Raises:
+        InputError: a text that is shorter than a window, or a scale or dropout out of range.
+    """
+    weights = rising_weights(model, scale)
+    rates = rising_dropout(len(model.trunk.names), dropout)
+    window = model.trunk.context if window is None else window
+    loss_of = partial(exit_loss, model, weights=weights, dropout=rates)
+    fit_text(model, loss_of, text, updates=updates, window=window, **options)
 
 
 def _share(update: int, updates: int) -> float:

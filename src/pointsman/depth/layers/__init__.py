@@ -1,1 +1,82 @@
-"""Skip, run or repeat each block of a residual network: paths, routers, search, and the oracle."""
+"""Skip, run or repeat each block of a residual network: paths, routers, search, and the oracle.
+
+    network = SkipNetwork(trunk, WindowRouters(len(trunk.names), width))
+    labels, found = TreeSearch().search(trunk, x, y).best(least=1.0)     # offline, with the answers
+    fit_routers(network, x[found], labels[found])
+    answer = network.run(x, price=0.5)                                   # output, runs, route
+
+`skip_gap` says how far the routers are from the best paths, and from chance at the same cost.
+"""
+
+from pointsman.depth.layers.execute import (
+    FixedRuns,
+    LayerAnswer,
+    LayerCosts,
+    LayerPolicy,
+    layer_costs,
+    run_layers,
+    run_paths,
+    skippable,
+)
+from pointsman.depth.layers.gap import SkipGap, oracle_frontier, skip_gap
+from pointsman.depth.layers.network import (
+    PRICES,
+    PricedRouters,
+    SkipNetwork,
+    correct,
+    outcomes_of_runs,
+)
+from pointsman.depth.layers.paths import (
+    LayerPath,
+    enumerate_paths,
+    exchanged_runs,
+    random_runs,
+    shuffled_runs,
+    whole_path,
+)
+from pointsman.depth.layers.perceptron import ResidualPerceptron
+from pointsman.depth.layers.routers import (
+    FirstStateRouters,
+    LayerRouters,
+    WindowRouters,
+    choose_runs,
+)
+from pointsman.depth.layers.search import TreeSearch, Tried, every_path
+from pointsman.depth.layers.training import fit_routers, pooled_states, rising, skipping_logits
+
+__all__ = [
+    "PRICES",
+    "FirstStateRouters",
+    "FixedRuns",
+    "LayerAnswer",
+    "LayerCosts",
+    "LayerPath",
+    "LayerPolicy",
+    "LayerRouters",
+    "PricedRouters",
+    "ResidualPerceptron",
+    "SkipGap",
+    "SkipNetwork",
+    "TreeSearch",
+    "Tried",
+    "WindowRouters",
+    "choose_runs",
+    "correct",
+    "enumerate_paths",
+    "every_path",
+    "exchanged_runs",
+    "fit_routers",
+    "layer_costs",
+    "oracle_frontier",
+    "outcomes_of_runs",
+    "pooled_states",
+    "random_runs",
+    "rising",
+    "run_layers",
+    "run_paths",
+    "shuffled_runs",
+    "skip_gap",
+    "skippable",
+    "skipping_logits",
+    "whole_path",
+]

@@ -66,18 +66,22 @@ class Tried:
     @property
     def whole(self) -> np.ndarray[Any, Any]:
         """(N,): what the network reaches as it was trained."""
-        return np.asarray(self.quality[self.paths.index(whole_path(len(self.paths[0])))])
+        row = self.paths.index(whole_path(len(self.paths[0])))
+        return np.asarray(self.quality[row], dtype=float)
 
     def counts(self) -> np.ndarray[Any, Any]:
         """(N,): paths tried on each input."""
-        return np.isfinite(self.quality).sum(axis=0)
+        counts: np.ndarray[Any, Any] = np.isfinite(self.quality).sum(axis=0)
+        return counts
 
     def best(
         self, *, least: float | None = None, tolerance: float = 0.0
     ) -> tuple[Tensor, np.ndarray[Any, Any]]:
         """The shortest path of each input that is good enough: labels for routers.
 
-        Of equally short ones the better, then the one with fewer edits.
+        Of equally short ones the better; of equally good ones the one that is better on all inputs
+        together, then the one with fewer edits. Most inputs have many paths that are short and
+        right, and labels that differ without a reason teach a router nothing.
 
         Args:
             least: a path is good enough from this quality on, such as 1.0 for a right answer. None:
@@ -90,7 +94,10 @@ class Tried:
         """
         bar = self.whole - tolerance if least is None else np.full(self.quality.shape[1], least)
         good = np.nan_to_num(self.quality, nan=-np.inf) >= bar - 1e-12
-        order = np.argsort([edits_of(path) for path in self.paths], kind="stable")
+        fine = np.isfinite(self.quality)
+        # a path tried on few inputs is taken for half as good: its mean says little
+        usual = (np.where(fine, self.quality, 0).sum(axis=1) + 0.5) / (fine.sum(axis=1) + 1)
+        order = np.lexsort([[edits_of(path) for path in self.paths], -usual])
         lengths = np.array([sum(path) for path in self.paths])[order, None]
         rank = np.where(good[order], lengths + (1 - np.nan_to_num(self.quality[order])) / 2, np.inf)
         chosen, found = order[rank.argmin(axis=0)], good.any(axis=0)  # argmin takes the first
@@ -286,7 +293,7 @@ class _Tree:
 
     def _width(self, path: LayerPath) -> float:
         """How many paths below this one may be open: the more visits, the more."""
-        return max(1.0, self.visits[path] ** self.rules.search.widening)
+        return max(1.0, math.pow(self.visits[path], self.rules.search.widening))
 
     def _bound(self, path: LayerPath, parent: LayerPath) -> float:
         visits, search = self.visits[path], self.rules.search

@@ -15,12 +15,16 @@ from pointsman.depth.paths.fractal import (
     fractalnet,
 )
 from pointsman.depth.paths.join import mean_join, survivors
+from pointsman.depth.paths.production import Applied, ProductionSystem, RuleBank
 
 __all__ = [
+    "Applied",
     "BranchedNetwork",
     "BranchingNetwork",
     "FractalBlock",
     "FractalNetwork",
+    "ProductionSystem",
+    "RuleBank",
     "Tree",
     "convolution_unit",
     "dense_unit",

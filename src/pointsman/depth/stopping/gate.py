@@ -1,6 +1,6 @@
 """A learned gate at each exit: whether the inputs should leave here, from how sure the exit is.
 
-Chataoui, Coates & Dherin et al., "Jointly-Learned Exit and Inference for a Dynamic Neural Network:
+Regol, Chataoui & Coates, "Jointly-Learned Exit and Inference for a Dynamic Neural Network:
 JEI-DNN" (2023, arXiv:2310.09163). Gate l reads four numbers off the softmax of exit l and no more
 (largest probability, entropy, margin, entropy of the squared probabilities brought to sum 1), so
 that a few weights suffice:

@@ -5,7 +5,8 @@
 
 from pointsman.depth.trunks.build import trunk_of
 from pointsman.depth.trunks.sequential import SequentialTrunk
-from pointsman.depth.trunks.transformers import layers_of
+from pointsman.depth.trunks.traced import TracedTrunk
+from pointsman.depth.trunks.transformers import TransformerTrunk, layers_of
 from pointsman.depth.trunks.trunk import Trunk
 
-__all__ = ["SequentialTrunk", "Trunk", "layers_of", "trunk_of"]
+__all__ = ["SequentialTrunk", "TracedTrunk", "TransformerTrunk", "Trunk", "layers_of", "trunk_of"]

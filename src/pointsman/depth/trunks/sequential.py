@@ -35,7 +35,7 @@ class SequentialTrunk(nn.Module):
     def part(self, start: int, stop: int) -> nn.Sequential:
         """Blocks start to stop - 1 as an nn.Sequential of the same modules, under their names."""
         chosen = list(self.blocks._modules.items())[start:stop]
-        return nn.Sequential(OrderedDict(chosen))  # type: ignore[arg-type]
+        return nn.Sequential(OrderedDict(chosen))
 
     def forward(self, x: Tensor) -> Tensor:
         """All blocks, one after the other."""

@@ -39,6 +39,7 @@ class StandIn:
         self._layer, self._member, self._answer = layer, member, answer
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        """What the shell says."""
         return self._answer(self._member, args, options)
 
     def __getattr__(self, name: str) -> Any:
@@ -75,7 +76,7 @@ class Shell:
 
         found = cls(model, layers, (), ())
         found._run(answer, arguments)
-        if not order:
+        if not order:  # such as an encoder's, when only the decoder was run
             raise InputError(f"{type(model).__name__} runs none of its layers {layers}")
         return cls(model, layers, order, lengths)
 
@@ -146,6 +147,9 @@ class Layout:
             grew = each > 0 and (sizes[0][key], sizes[1][key]) == (2 * each, 3 * each)
             self._rows[key] = each if grew else 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # never changes
+
     def pack(self, calls: Sequence[Call], n: int) -> dict[str, Tensor]:
         """Every tensor once, with one row per input, named after its places in the calls.
 
@@ -165,7 +169,7 @@ class Layout:
             each = self._rows.get(keys[0], int(x.ndim > 0 and len(x) == n))
             name = f"{each} " + " ".join(f"{call}.{leaf}" for call, leaf in keys)
             if each > 1:
-                packed[name] = x.unflatten(0, (n, each))
+                packed[name] = x.reshape(n, each, *x.shape[1:])
             else:
                 packed[name] = x if each else share(x, n)
         return packed
@@ -198,10 +202,7 @@ class _Part:
     def refuse_other(self, call: Call) -> None:
         leaves, spec = _flat(call)
         pairs = zip(leaves, self.leaves, strict=False)
-        same = all(
-            isinstance(leaf, Tensor) or leaf is was or leaf == was or leaf is None
-            for leaf, was in pairs
-        )
+        same = all(isinstance(leaf, Tensor) or leaf is was or leaf == was for leaf, was in pairs)
         if spec != self.spec or not same:
             raise InputError(
                 "the layers are handed other constants than on the example, so other blocks would "

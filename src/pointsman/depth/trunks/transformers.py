@@ -60,7 +60,7 @@ class TransformerTrunk(nn.Module):
     def __init__(self, model: nn.Module, example: Any, *, reads: Reads | None = None) -> None:
         super().__init__()
         self.model = model
-        self.list_name, layers = layers_of(model)
+        self.list_name = layers_of(model)[0]
         trial = several_rows(example, 3)
         arguments = self._arguments(trial)
         self._sizes = {name: tuple(x.shape[1:]) for name, x in arguments.items() if _pixels(x)}
@@ -118,12 +118,13 @@ class TransformerTrunk(nn.Module):
         if self.reads == "first":
             return hidden[:, 0]
         kept = self._kept(state)
-        if self.reads == "mean":
-            weights = kept.to(hidden.dtype)[:, :, None]
-            return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        places = torch.arange(kept.shape[1], device=kept.device)
-        last = (places * kept).argmax(dim=1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        if self.reads == "last":
+            places = torch.arange(kept.shape[1], device=kept.device)
+            rows = torch.arange(len(hidden), device=hidden.device)
+            return hidden[rows, (places * kept).argmax(dim=1)]
+        weights = kept.to(hidden.dtype)[:, :, None]
+        mean: Tensor = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return mean
 
     def finish(self, state: State) -> Tensor:
         """The hidden states through everything that the model does after its layers."""
@@ -166,7 +167,7 @@ class TransformerTrunk(nn.Module):
         if isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]:
             return mask.bool()
         if isinstance(ids, Tensor) and ids.shape == hidden.shape[:2] and pad is not None:
-            return ids != pad
+            return ids.ne(pad)
         return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
 
     def _as_the_head_does(self, x: Any) -> Reads:

@@ -9,7 +9,7 @@ Where we depart from the paper:
 
 - Each sample of a batch decides by itself.
 - At very high noise the two agree as well, so that the first crossing would come at the first step.
-  Crossings count from a step on that is given.
+  The agreement counts only where it has risen since the step before; a first step can be given too.
 - The unconditional evaluation is any evaluation: a negative prompt stays one while guidance lasts.
 
 Legend: n samples, m of them guided, K steps, E evaluations.
@@ -20,38 +20,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pointsman.errors import InputError
 from pointsman.route import Route
+from pointsman.steps.policies.plain import at_step
 from pointsman.steps.sampling import Computed, Moment, Settled
 
 
 @dataclass(frozen=True)
 class Guided:
-    """Guidance at some steps, the condition alone at the others.
+    """Guidance at steps fixed beforehand, the condition alone at the others.
 
     All steps: the ordinary guided sampler. Some: guidance in an interval (Kynkäänniemi et al. 2024,
     arXiv 2404.07724).
 
     Attributes:
         scale: s; 1 is the condition alone (and pays for both), 0 the unconditional prediction.
-        first: guided from this step on.
-        last: up to the step before this one; None: all that are left.
+        at: bool, the guided steps: (K,) for all samples or (n, K); None: all.
         conditional: which evaluation has the condition.
         unconditional: which has not.
     """
 
     scale: float
-    first: int = 0
-    last: int | None = None
+    at: Tensor | None = None
     conditional: int = 0
     unconditional: int = 1
 
     def choose(self, now: Moment, memory: Any) -> Route:
-        """Both evaluations inside the interval."""
-        inside = self.first <= now.step < (now.steps if self.last is None else self.last)
-        guided = torch.full((len(now.x),), inside, device=now.x.device)
+        """Both evaluations where guided.
+
+        Raises:
+            InputError: a mask of another shape.
+        """
+        guided = torch.ones(len(now.x), dtype=torch.bool, device=now.x.device)
+        if self.at is not None:
+            guided = at_step(self.at, now)
         return guidance(guided, self.scale, self.conditional, self.unconditional, now.evaluations)
 
     def settle(self, now: Moment, computed: Computed, memory: Any) -> Settled:
@@ -65,8 +68,10 @@ class AdaptiveGuidance:
 
     Attributes:
         scale: s.
-        threshold: a cosine; above 1 guidance never ends, below -1 it ends at `first`.
-        first: the first step whose cosine counts; all before it are guided.
+        threshold: a cosine; above 1 guidance never ends.
+        first: the first step whose cosine counts; it and all before it are guided.
+        rising: only a cosine above that of the step before counts. Without it a threshold below -1
+            ends guidance after `first`.
         conditional: which evaluation has the condition.
         unconditional: which has not, or has a negative one.
 
@@ -77,6 +82,7 @@ class AdaptiveGuidance:
     scale: float
     threshold: float
     first: int = 0
+    rising: bool = True
     conditional: int = 0
     unconditional: int = 1
 
@@ -89,24 +95,42 @@ class AdaptiveGuidance:
 
     def choose(self, now: Moment, memory: Any) -> Route:
         """Both evaluations for samples whose predictions have not agreed yet."""
-        guided = now.x.new_ones(len(now.x), dtype=torch.bool) if memory is None else ~memory
+        guided = torch.ones(len(now.x), dtype=torch.bool, device=now.x.device)
+        if memory is not None:
+            guided = ~memory[0]
         return guidance(guided, self.scale, self.conditional, self.unconditional, now.evaluations)
 
     def settle(self, now: Moment, computed: Computed, memory: Any) -> Settled:
-        """What was computed; remembers (n,) bool, whose guidance has ended."""
-        ended = now.x.new_zeros(len(now.x), dtype=torch.bool) if memory is None else memory
-        if now.step >= self.first and computed.rows is not None:
+        """What was computed; remembers (n,) bool, whose guidance has ended, and the last gaps."""
+        if memory is None:
+            ended = torch.zeros(len(now.x), dtype=torch.bool, device=now.x.device)
+            memory = ended, torch.zeros(len(now.x), dtype=now.x.dtype, device=now.x.device)
+        ended, gaps = memory
+        if computed.rows is not None:
             guided, without = computed.of(self.unconditional)
             rows, having = computed.of(self.conditional)
-            both = torch.isin(rows, guided)  # the conditional rows of guided samples, in order
-            agree = agreement(having[both], without) > self.threshold
+            gap = disagreement(having[torch.isin(rows, guided)], without)
+            agree = gap < 1 - self.threshold
+            if self.rising:
+                agree &= gap < gaps.index_select(0, guided)
+            agree &= now.step >= self.first
             ended = ended.index_put((guided,), agree)
-        return Settled(computed.prediction(), ended)
+            gaps = gaps.index_put((guided,), gap.to(gaps.dtype))
+        return Settled(computed.prediction(), (ended, gaps))
 
 
-def agreement(a: Tensor, b: Tensor) -> Tensor:
-    """(m,) cosine of two predictions (m, ...), each taken as one long vector."""
-    return functional.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
+def disagreement(a: Tensor, b: Tensor) -> Tensor:
+    """(m,) one minus the cosine of two predictions (m, ...), each taken as one long vector.
+
+    Taken as half the squared distance of the two at unit length, which keeps its digits where the
+    cosine rounds to 1.
+    """
+    lengths = [part.flatten(1).norm(dim=1, keepdim=True) for part in (a, b)]
+    unit = [
+        part.flatten(1) / size.clamp(min=1e-30) for part, size in zip((a, b), lengths, strict=True)
+    ]
+    gap: Tensor = (unit[0] - unit[1]).square().sum(dim=1) / 2
+    return gap
 
 
 def guidance(

@@ -86,19 +86,28 @@ class Skipping:
         Raises:
             InputError: a mask of another shape.
         """
-        shapes = (now.steps,), (len(now.x), now.steps)
-        if tuple(self.skipped.shape) not in shapes or self.skipped.dtype != torch.bool:
-            raise InputError(
-                f"skipped steps are a bool mask of shape {shapes[0]} or {shapes[1]}, got "
-                f"{self.skipped.dtype} of shape {tuple(self.skipped.shape)}"
-            )
         route = self.inner.choose(now, None if memory is None else memory[0])
-        return without(route, self.skipped[..., now.step].expand(len(now.x)))
+        return without(route, at_step(self.skipped, now))
 
     def settle(self, now: Moment, computed: Computed, memory: Any) -> Settled:
         """What the inner policy computed, else what it had computed last."""
         inner, earlier = memory or (None, None)
         return reusing(self.inner, now, computed, inner, earlier)
+
+
+def at_step(mask: Tensor, now: Moment) -> Tensor:
+    """(n,) bool: what a mask of steps, (K,) for all samples or (n, K), says of this one.
+
+    Raises:
+        InputError: another shape or type.
+    """
+    shapes = (now.steps,), (len(now.x), now.steps)
+    if tuple(mask.shape) not in shapes or mask.dtype != torch.bool:
+        raise InputError(
+            f"a mask of steps is bool of shape {shapes[0]} or {shapes[1]}, got {mask.dtype} of "
+            f"shape {tuple(mask.shape)}"
+        )
+    return mask[..., now.step].expand(len(now.x))
 
 
 def without(route: Route, skipped_n: Tensor) -> Route:

@@ -1,0 +1,230 @@
+"""Networks and data of benchmarks/depth.py: everything is trained here, in minutes, on one core.
+
+Legend: N inputs, C classes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pointsman.depth import EarlyExit
+from pointsman.depth.fitting import Batches, Recipe, fit_weights
+from pointsman.depth.networks import Layer, coarse_heads, two_scale
+from pointsman.depth.training import ExitLoss, train_jointly
+from pointsman.learn.muon import Muon
+
+SMOOTHING = 0.1
+EXIT_LOSS = ExitLoss(distil=0.5, temperature=2.0, smoothing=SMOOTHING)
+BATCH = 125
+
+
+class Part(NamedTuple):
+    """Pixels (N, channels, H, W) float32, brought to mean 0 and deviation 1, and classes (N,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Four parts without a common image, and networks whose size fits them.
+
+    Attributes:
+        train, validation, calibration, test: to fit weights, to choose settings, to certify, and to
+            measure.
+        shift: pixels by which training images are moved at most.
+        flip: whether training images are mirrored.
+        shape: of the full network, arguments of `two_scale`.
+        stages: blocks of each stage of the full network.
+        epochs: of every network.
+    """
+
+    name: str
+    train: Part
+    validation: Part
+    calibration: Part
+    test: Part
+    shift: int
+    flip: bool
+    shape: dict[str, Any]
+    stages: Sequence[tuple[int, int]]
+    epochs: int
+
+
+def cifar10(path: Path, epochs: int) -> Task:
+    """CIFAR-10: of 20,000 training images 15,000 train, 1,500 validate and 3,500 calibrate."""
+    data = np.load(path)
+    order = np.random.default_rng(0).permutation(len(data["x_train"]))
+    x, y = data["x_train"][order], data["y_train"][order]
+    scale = x[:15000].mean((0, 1, 2)), x[:15000].std((0, 1, 2))
+    rows = {
+        "train": slice(15000),
+        "validation": slice(15000, 16500),
+        "calibration": slice(16500, None),
+    }
+    parts = {name: _part(x[at], y[at], *scale) for name, at in rows.items()}
+    test = _part(data["x_test"], data["y_test"], *scale)
+    stem = (Layer(24, kernel=4, stride=2), Layer(24), Layer(48, stride=2))
+    return Task(
+        "CIFAR-10",
+        **parts,
+        test=test,
+        shift=3,
+        flip=True,
+        shape={"stem": stem, "coarse": 80},
+        stages=((0, 1), (1, 1), (1, 1), (2, 1)),
+        epochs=epochs,
+    )
+
+
+def digits(epochs: int) -> Task:
+    """scikit-learn's 1,797 digits of 8 x 8: 797 train, 200 validate, 400 calibrate, 400 test."""
+    from sklearn.datasets import load_digits
+
+    bundle = load_digits()
+    order = np.random.default_rng(0).permutation(len(bundle.target))
+    x, y = bundle.images[order, :, :, None], bundle.target[order]
+    scale = x[:797].mean((0, 1, 2)), x[:797].std((0, 1, 2))
+    cuts = {
+        "train": slice(797),
+        "validation": slice(797, 997),
+        "calibration": slice(997, 1397),
+        "test": slice(1397, None),
+    }
+    parts = {name: _part(x[at], y[at], *scale) for name, at in cuts.items()}
+    return Task(
+        "digits",
+        **parts,
+        shift=1,
+        flip=False,
+        shape={"channels": 1, "stem": (Layer(8), Layer(16)), "coarse": 32},
+        stages=((0, 0), (1, 1), (1, 1), (1, 1)),
+        epochs=epochs,
+    )
+
+
+def _part(x: Any, y: Any, mean: Any, deviation: Any) -> Part:
+    scaled = torch.as_tensor((x - mean) / deviation, dtype=torch.float32).permute(0, 3, 1, 2)
+    return Part(
+        scaled.contiguous(memory_format=torch.channels_last),
+        torch.as_tensor(y.astype(np.int64)),
+    )
+
+
+def augmenter(task: Task, seed: int) -> Callable[[Tensor], Tensor]:
+    """Mirrors and moves the images of a batch by chance; what moves in is a reflection."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def augment(x: Tensor) -> Tensor:
+        count, channels, side = len(x), x.shape[1], x.shape[2]
+        if task.flip:
+            mirrored = torch.rand(count, generator=generator) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        padded = functional.pad(x, (task.shift,) * 4, mode="reflect")
+        moves = torch.randint(0, 2 * task.shift + 1, (2, count, 1), generator=generator)
+        rows, columns = moves + torch.arange(side)
+        moved = padded[
+            torch.arange(count)[:, None, None, None],
+            torch.arange(channels)[None, :, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
+        return moved.contiguous(memory_format=torch.channels_last)
+
+    return augment
+
+
+def network(task: Task, stages: int | None = None, width: float = 1.0) -> nn.Sequential:
+    """The full network, its first stages alone, or one of narrower layers."""
+    shape = dict(task.shape)
+    if width != 1.0:
+        shape["stem"] = tuple(
+            layer._replace(channels=_rounded(width * layer.channels)) for layer in shape["stem"]
+        )
+        shape["coarse"] = _rounded(width * shape["coarse"])
+    net = two_scale(**shape, blocks=task.stages[:stages])
+    return net.to(memory_format=torch.channels_last)
+
+
+def _rounded(channels: float) -> int:
+    return max(8, 8 * round(channels / 8))
+
+
+def with_exits(task: Task) -> EarlyExit:
+    """The full network with an exit at every stage."""
+    net = network(task)
+    at = [f"stage{number}" for number in range(1, len(task.stages))]
+    exits = EarlyExit(net, at, example=task.train.x[:1], heads=coarse_heads(net))
+    return exits.to(memory_format=torch.channels_last)
+
+
+def recipe(task: Task) -> Recipe:
+    """The same for every network."""
+    return Recipe(epochs=task.epochs, clip=float("inf"), optimiser=Muon)
+
+
+def train(net: EarlyExit | nn.Sequential, task: Task, seed: int) -> None:
+    """All exits at once, or the one end that there is."""
+    data = Batches(*task.train, BATCH, seed=seed, augment=augmenter(task, seed))
+    if isinstance(net, EarlyExit):
+        train_jointly(net, data, recipe(task), EXIT_LOSS)
+        return
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(net(x), y, label_smoothing=SMOOTHING).reshape(1)
+
+    net.train()
+    fit_weights([list(net.parameters())], loss, data, recipe(task))
+
+
+MAKERS: dict[str, Callable[[Task], EarlyExit | nn.Sequential]] = {
+    "exits": with_exits,
+    "full": network,
+    "first stage alone": partial(network, stages=1),
+    "first two stages alone": partial(network, stages=2),
+    "half as wide": partial(network, width=0.5),
+}
+
+
+def trained(task: Task, name: str, seed: int, folder: Path | None) -> EarlyExit | nn.Sequential:
+    """A network of `MAKERS`, trained, or read from the folder where it was trained before."""
+    torch.manual_seed(seed)
+    net = MAKERS[name](task)
+    file = folder and folder / f"{task.name} {name} {seed}.pt".replace(" ", "-")
+    if file and file.exists():
+        for part, weights in zip(_parts(net), torch.load(file, weights_only=True), strict=True):
+            part.load_state_dict(weights)
+        return net.eval()
+    start, used = time.perf_counter(), time.process_time()
+    train(net, task, seed)
+    print(
+        f"trained {name} on {task.name}: {time.perf_counter() - start:.0f} s, of which "
+        f"{time.process_time() - used:.0f} s of the processor",
+        flush=True,
+    )
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save([part.state_dict() for part in _parts(net)], file)
+    return net.eval()
+
+
+def _parts(net: EarlyExit | nn.Sequential) -> list[nn.Module]:
+    return [net.backbone, net.heads] if isinstance(net, EarlyExit) else [net]
+
+
+@torch.no_grad()
+def logits(net: nn.Module, part: Part, rows: int = 500) -> Tensor:
+    """(exits, N, C); one exit where the network has none but its end."""
+    found = []
+    for x in part.x.split(rows):
+        answers = net(x)
+        found.append(torch.stack(answers) if isinstance(answers, list) else answers[None])
+    return torch.cat(found, dim=1)

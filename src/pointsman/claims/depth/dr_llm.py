@@ -1,0 +1,185 @@
+"""Dr.LLM: routers that skip, run or repeat the blocks of a frozen network, taught by a search.
+
+Heakl et al., "Dr.LLM: Dynamic Layer Routing in LLMs" (2025, arXiv:2510.12773).
+
+A small router before each block of a frozen residual network decides whether the input skips it,
+runs it or runs it twice. What to decide is found offline: among many paths through the network, for
+each input the shortest that answers right. The routers learn these labels with a focal loss with
+class-balanced weights while each block runs as the label says. The parts: `every_path` (or
+`TreeSearch`, where paths are many), `Tried.best`, `WindowRouters`, `fit_routers`, `SkipNetwork`,
+and `skip_gap`, which holds the routers against chance and the oracle.
+
+What was settled:
+- The network is a residual multi-layer perceptron of six blocks on noisy digits instead of a
+  language model; all paths with at most two edits are tried instead of a tree search.
+- The network learns from the training part. Half of the calibration images (each under four draws
+  of noise) give the labels, the other half choose the price of a run: the dearest whose accuracy
+  there is at most half a point below the frozen network's. Everything is reported on the test part.
+- Of an input's equally short right paths the label is the one that is right for most inputs; without
+  this the labels follow the order of enumeration and the routers are worse than chance (found on
+  seed 100, as were the noise and the half point).
+- Random skipping keeps each input's number of skips and repeats and draws the blocks.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pointsman.claims.frame import Claim, Figures, mean, must
+
+if TYPE_CHECKING:
+    from pointsman.claims.testbeds import Part
+    from pointsman.depth.layers.network import SkipNetwork
+    from pointsman.depth.layers.perceptron import ResidualPerceptron
+    from pointsman.depth.layers.search import Tried
+
+BLOCKS, WIDTH, NOISE, UPDATES = 6, 32, 0.3, 500
+EDITS, SLACK = 2, 0.005
+PRICES = (-6.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0)
+
+
+def quick() -> None:
+    """Routers that always run give the network to the bit; the label is the shortest right path."""
+    import math
+
+    import numpy as np
+    import torch
+
+    from pointsman.depth.layers.network import SkipNetwork
+    from pointsman.depth.layers.paths import enumerate_paths
+    from pointsman.depth.layers.routers import WindowRouters
+    from pointsman.depth.layers.search import TreeSearch, every_path
+
+    torch.manual_seed(0)
+    trunk = _network(0).eval()
+    network = SkipNetwork(trunk, WindowRouters(BLOCKS, WIDTH))
+    x = torch.randn(40, 64)
+    y = trunk(x).argmax(dim=1)
+    must(torch.equal(network.run(x, -math.inf).output, trunk(x)), "price -inf is the network")
+    judge = network.routers.judges["3"]
+    with torch.no_grad():
+        judge[2].bias.copy_(torch.tensor([99.0, 0.0, 0.0]))  # skip
+    runs = network.run(x).runs
+    must(bool((runs[:, 3] == 0).all()), "a router that says skip is obeyed")
+    tried = every_path(trunk, x, y, enumerate_paths(BLOCKS, max_edits=EDITS))
+    labels, found = tried.best(least=1.0)
+    must(bool(found.all()), "the whole network is right, so every input has a right path")
+    lengths = np.array([sum(path) for path in tried.paths])
+    for row, label in enumerate(labels.tolist()):
+        right = lengths[tried.quality[:, row] == 1]
+        must(sum(label) == right.min(), "no right path is shorter than the label")
+    few = TreeSearch(simulations=30).search(trunk, x, y)
+    must(bool((few.counts() == 30).all()), "a search keeps its budget")
+
+
+def _network(seed: int) -> "ResidualPerceptron":
+    from pointsman.depth.layers.perceptron import ResidualPerceptron
+
+    return ResidualPerceptron(64, WIDTH, BLOCKS, 10, seed=seed)
+
+
+def full(seed: int) -> Figures:
+    """Accuracy and block runs of routers, chance, one path for all, and the oracle."""
+    import torch
+
+    from pointsman.claims import testbeds
+    from pointsman.depth.layers.gap import skip_gap
+    from pointsman.depth.layers.network import SkipNetwork
+    from pointsman.depth.layers.paths import enumerate_paths
+    from pointsman.depth.layers.routers import WindowRouters
+    from pointsman.depth.layers.search import every_path
+    from pointsman.depth.layers.training import fit_routers
+
+    data = testbeds.digits(seed, NOISE)
+    trunk = _network(seed)
+    testbeds.fit(trunk, data.train, seed=seed, updates=UPDATES, decay=0.05, noise=NOISE)
+    labelled, held_out = _halves(data.calibration)
+    paths = enumerate_paths(BLOCKS, max_edits=EDITS)
+    tried = every_path(trunk, labelled.x, labelled.y, paths)
+    labels, found = tried.best(least=1.0)
+    rows = torch.as_tensor(found)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = SkipNetwork(trunk, WindowRouters(BLOCKS, WIDTH))
+    fit_routers(network, labelled.x[rows], labels[rows], updates=300, seed=seed)
+    price = _price(network, held_out)
+    test = data.test
+    tried_test = every_path(trunk, test.x, test.y, paths)
+    at = skip_gap(network, test.x, test.y, tried_test, [price], seed=seed).at(price)
+    saved = at["skipped"] - at["repeated"]
+    one = _one_path(every_path(trunk, held_out.x, held_out.y, paths), BLOCKS * (1 - saved))
+    return {
+        "frozen network: accuracy": at["whole"],
+        "routers: accuracy": at["routers"],
+        "routers: share of runs saved": saved,
+        "routers: repeats": at["repeated"],
+        "routers: share of MFLOPs saved": at["saved"],
+        "random blocks: accuracy": at["shuffled"],
+        "other inputs' paths: accuracy": at["exchanged"],
+        "one path for all: accuracy": float(tried_test.quality[paths.index(one)].mean()),
+        "one path for all: share of runs saved": 1 - sum(one) / BLOCKS,
+        "oracle: accuracy": at["oracle"],
+        "labels: repeats": float((labels[rows] == 2).double().mean()),
+    }
+
+
+def _halves(part: "Part") -> tuple["Part", "Part"]:
+    """Two parts that share no image; copies of an image lie one number of images apart."""
+    import torch
+
+    from pointsman.claims.testbeds import CALIBRATION, Part
+
+    image = torch.arange(len(part.x)) % CALIBRATION
+    first = image < CALIBRATION // 2
+    return Part(part.x[first], part.y[first]), Part(part.x[~first], part.y[~first])
+
+
+def _price(network: "SkipNetwork", held_out: "Part") -> float:
+    """The dearest price that loses at most half a point; the safest where none does."""
+    found = network.outcomes(held_out.x, held_out.y, PRICES)
+    drops = found.drops().mean(axis=1)
+    kept = [price for price, drop in zip(PRICES, drops, strict=True) if drop <= SLACK]
+    return max(kept, default=PRICES[0])
+
+
+def _one_path(tried: "Tried", most: float) -> tuple[int, ...]:
+    """The path that is best for all inputs together among those of at most so many runs."""
+    fits = [at for at, path in enumerate(tried.paths) if sum(path) <= most + 0.5]
+    best: tuple[int, ...] = tried.paths[max(fits, key=lambda at: tried.quality[at].mean())]
+    return best
+
+
+def decide(measurements: Sequence[Figures]) -> bool:
+    """The criterion, over all seeds."""
+    routers = mean(measurements, "routers: accuracy")
+    return (
+        mean(measurements, "routers: share of runs saved") >= 0.15
+        and routers >= mean(measurements, "frozen network: accuracy") - 0.01
+        and routers >= mean(measurements, "random blocks: accuracy") + 0.02
+    )
+
+
+CLAIM = Claim(
+    slug="dr-llm",
+    paper="Dr.LLM: Dynamic Layer Routing in LLMs",
+    year=2025,
+    arxiv="2510.12773",
+    level="depth",
+    claim="Small routers, taught which blocks of a frozen network an input needs by a search done "
+    "offline, leave blocks out at no loss of accuracy.",
+    baseline="The frozen network, and skipping as many blocks for each input drawn at random.",
+    criterion="On the test part, in the mean over the seeds: at least 15% fewer runs of blocks, at "
+    "an accuracy at most 1 point below the frozen network's and at least 2 points above random "
+    "skipping of as many blocks.",
+    quick=quick,
+    full=full,
+    decide=decide,
+    key={
+        "routers": "routers: accuracy",
+        "frozen": "frozen network: accuracy",
+        "random": "random blocks: accuracy",
+        "runs saved": "routers: share of runs saved",
+    },
+    composition="paths tried offline · shortest right path as label · a router a block · focal "
+    "loss, class-balanced · skip, run or repeat",
+    entry="pointsman.depth.layers.SkipNetwork",
+)
