@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from depth_networks import MAKERS, Part, Task, augmenter, cifar10, digits, logits, trained
+from depth_networks import PLAIN, Part, Task, augmenter, cifar10, digits, logits, trained
 from torch import Tensor, nn
 
 from pointsman.cost import count_flops
@@ -67,7 +67,6 @@ EPOCHS = {"CIFAR-10": 15, "digits": 30}
 BATCH = 256
 GATE_PRICES = (0.3, 1.0)  # nats that the cost of the whole network is worth
 COVERAGES = (0.8, 0.95)
-PLAIN = [name for name in MAKERS if name not in ("exits", "full")]
 Rule = Confidence | StoppingRule
 
 
@@ -256,12 +255,13 @@ def timed(runs: Mapping[str, Callable[[Tensor], object]], x: Tensor, rounds: int
 
 def report(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, certify, measure and print everything of one data set."""
-    nets = {name: trained(task, name, arguments.seed, arguments.folder) for name in MAKERS}
+    names = ("exits", *arguments.plain)
+    nets = {name: trained(task, name, arguments.seed, arguments.folder) for name in names}
     net = nets["exits"]
     assert isinstance(net, EarlyExit)
     costs = net.stage_costs(task.test.x[:1])
-    spent = {name: float(count_flops(nets[name], task.test.x[:1])) for name in ("full", *PLAIN)}
-    answers = {name: on_all_parts(nets[name], task) for name in ("full", *PLAIN)}
+    spent = {name: float(count_flops(nets[name], task.test.x[:1])) for name in arguments.plain}
+    answers = {name: on_all_parts(nets[name], task) for name in arguments.plain}
     right = {
         name: {part: right_class(found[part], getattr(task, part).y)[0] for part in found}
         for name, found in answers.items()
@@ -403,6 +403,7 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path, default=DATA, metavar="FILE")
     parser.add_argument("--data", nargs="+", default=["digits", "cifar10"])
     parser.add_argument("--epochs", type=int, help="of CIFAR-10")
+    parser.add_argument("--plain", nargs="+", default=list(PLAIN), help="full is needed")
     parser.add_argument("--folder", type=Path, metavar="DIR")
     parser.add_argument("--max-drop", type=float, default=0.01)
     parser.add_argument("--confidence", type=float, default=0.95)

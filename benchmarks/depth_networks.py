@@ -22,8 +22,10 @@ from pointsman.depth.training import ExitLoss, train_jointly
 from pointsman.learn.muon import Muon
 
 SMOOTHING = 0.1
-EXIT_LOSS = ExitLoss(distil=0.5, temperature=2.0, smoothing=SMOOTHING)
 BATCH = 125
+RATE = 0.1  # of the filters and of the rest
+# Half of what an early exit learns is the last one's answer.
+EXIT_LOSS = ExitLoss(distil=0.5, temperature=2.0, smoothing=SMOOTHING)
 
 
 class Part(NamedTuple):
@@ -166,27 +168,24 @@ def with_exits(task: Task) -> EarlyExit:
     return exits.to(memory_format=torch.channels_last)
 
 
-def recipe(task: Task) -> Recipe:
-    """The same for every network."""
-    return Recipe(epochs=task.epochs, clip=float("inf"), optimiser=Muon)
-
-
 def train(net: EarlyExit | nn.Sequential, task: Task, seed: int) -> None:
-    """All exits at once, or the one end that there is."""
-    data = Batches(*task.train, BATCH, seed=seed, augment=augmenter(task, seed))
+    """All exits at once, or the one end that there is; the same recipe for every network."""
+    data = Batches(task.train.x, task.train.y, BATCH, seed=seed, augment=augmenter(task, seed))
+    optimiser = partial(Muon, rate=RATE, rest=RATE)
+    recipe = Recipe(epochs=task.epochs, clip=float("inf"), optimiser=optimiser)
     if isinstance(net, EarlyExit):
-        train_jointly(net, data, recipe(task), EXIT_LOSS)
+        train_jointly(net, data, recipe, EXIT_LOSS)
         return
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(net(x), y, label_smoothing=SMOOTHING).reshape(1)
 
     net.train()
-    fit_weights([list(net.parameters())], loss, data, recipe(task))
+    fit_weights([list(net.parameters())], loss, data, recipe)
 
 
-MAKERS: dict[str, Callable[[Task], EarlyExit | nn.Sequential]] = {
-    "exits": with_exits,
+# Plain networks: the full one, its first stages alone, and all of it in narrower layers.
+PLAIN: dict[str, Callable[[Task], nn.Sequential]] = {
     "full": network,
     "first stage alone": partial(network, stages=1),
     "first two stages alone": partial(network, stages=2),
@@ -195,29 +194,24 @@ MAKERS: dict[str, Callable[[Task], EarlyExit | nn.Sequential]] = {
 
 
 def trained(task: Task, name: str, seed: int, folder: Path | None) -> EarlyExit | nn.Sequential:
-    """A network of `MAKERS`, trained, or read from the folder where it was trained before."""
+    """A network of `PLAIN`, or the full one with "exits": trained, or read from the folder."""
     torch.manual_seed(seed)
-    net = MAKERS[name](task)
+    net: EarlyExit | nn.Sequential
+    net = with_exits(task) if name == "exits" else PLAIN[name](task)
+    parts = [net.backbone, net.heads] if isinstance(net, EarlyExit) else [net]
     file = folder and folder / f"{task.name} {name} {seed}.pt".replace(" ", "-")
     if file and file.exists():
-        for part, weights in zip(_parts(net), torch.load(file, weights_only=True), strict=True):
+        for part, weights in zip(parts, torch.load(file, weights_only=True), strict=True):
             part.load_state_dict(weights)
         return net.eval()
     start, used = time.perf_counter(), time.process_time()
     train(net, task, seed)
-    print(
-        f"trained {name} on {task.name}: {time.perf_counter() - start:.0f} s, of which "
-        f"{time.process_time() - used:.0f} s of the processor",
-        flush=True,
-    )
+    wall, cpu = time.perf_counter() - start, time.process_time() - used
+    print(f"trained {name} on {task.name}: {wall:.0f} s ({cpu:.0f} s CPU)", flush=True)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([part.state_dict() for part in _parts(net)], file)
+        torch.save([part.state_dict() for part in parts], file)
     return net.eval()
-
-
-def _parts(net: EarlyExit | nn.Sequential) -> list[nn.Module]:
-    return [net.backbone, net.heads] if isinstance(net, EarlyExit) else [net]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Thresholds from a budget: the search, the promise, and a policy that is saved and refused."""
 
+import copy
 import itertools
 import json
 import math
@@ -19,9 +20,10 @@ from pointsman.depth.budget import (
     searched_frontier,
 )
 from pointsman.depth.exit_policy import ExitPolicy
+from pointsman.depth.fitting import Batches, Recipe
 from pointsman.depth.stopping import Calibrated, LearnedGate, Patience, Window, margin
 from pointsman.depth.thresholds import exit_settings
-from pointsman.depth.training import train_jointly
+from pointsman.depth.training import train_heads, train_jointly
 from pointsman.errors import InputError, PolicyError
 from pointsman.run import StageCosts, outcomes_of_stages, stage_sureness
 from pointsman.select import max_probability
@@ -51,8 +53,6 @@ def network(seed=0):
 
 @pytest.fixture(scope="module")
 def trained():
-    from pointsman.depth.fitting import Batches, Recipe
-
     net = network()
     train_jointly(net, Batches(*data(0, 2000), 100), Recipe(epochs=8, rate=1e-2))
     return net.eval()
@@ -227,6 +227,20 @@ def test_a_saved_policy_answers_alike_on_a_network_built_again(policy, tmp_path)
     assert back.words() == policy.words()
     assert_allclose(back.cost(theirs).amount, policy.cost(ours).amount)
     assert json.loads((tmp_path / "here" / "policy" / "policy.json").read_text())["version"] == 1
+
+
+def test_ten_lines_lead_from_a_trained_model_to_a_certified_one(trained, tmp_path):
+    model, (x, y), (x_held, y_held) = copy.deepcopy(trained.backbone), data(6), data(7, 2000)
+    net = EarlyExit(model, at=[0, 1], example=x[:2])
+    train_heads(net, Batches(x, y), Recipe(epochs=6, rate=1e-2))
+    policy = certified_exits(net, x_held, y_held, max_drop=0.02)
+    policy.save(tmp_path / "policy")
+    same = EarlyExit(copy.deepcopy(trained.backbone), at=[0, 1], example=x[:2])
+    policy = ExitPolicy.load(tmp_path / "policy", same)
+    assert policy.certificate.certified
+    assert policy.pick.saved > 0.1
+    assert torch.equal(same.logits(x[:9])[-1], trained.logits(x[:9])[-1])
+    assert "Certified: with 95% confidence" in policy.words()
 
 
 def test_weights_that_were_left_out_must_be_there_already(policy, trained, tmp_path):

@@ -103,11 +103,14 @@ def test_any_history_attends_as_a_dictionary_of_tokens_does(history):
 def test_positions_changed_in_place_are_seen_anew():
     """What follows from positions is remembered: not beyond a change of them."""
     cache, positions = KeyValueCache(2, 1, CONTEXT), torch.zeros(1, 1, dtype=torch.int64)
-    k = torch.randn(1, HEADS, 1, WIDTH)
-    for _ in range(3):
+    k = torch.randn(1, HEADS, 3, WIDTH)
+    for token in range(3):
+        here = k[:, :, token : token + 1]
         for layer in range(2):
-            cache.extend(layer, k, k, positions)
-            cache.attend(layer, k, positions)
+            cache.extend(layer, here, here, positions)
+            found = cache.attend(layer, here, positions)
+            seen_k = k[:, :, : token + 1]
+            assert_close(found, functional.scaled_dot_product_attention(here, seen_k, seen_k))
         positions += 1
     assert cache.counts.tolist() == [[3], [3]]
     seen = cache.visible(0, torch.tensor([[1]]))
@@ -135,6 +138,15 @@ def test_attending_does_not_see_what_was_forgotten():
     cache.forget_from(1)
     alone = cache.attend(0, k[:, :, :1], torch.tensor([[9]]))
     assert_close(alone, k[:, :, :1])
+
+
+def test_a_row_that_asks_beyond_what_it_holds_sees_what_it_holds():
+    cache, k = KeyValueCache(1, 2, CONTEXT), torch.randn(2, HEADS, 3, WIDTH)
+    cache.extend(0, k, k, torch.arange(3).expand(2, 3))
+    cache.forget_from(torch.tensor([3, 1]))
+    found = cache.attend(0, k[:, :, :1], torch.full((2, 1), 9))
+    whole = functional.scaled_dot_product_attention(k[:1, :, :1], k[:1], k[:1])
+    assert_close(found, torch.cat([whole, k[1:, :, :1]]))
 
 
 def test_a_cache_longer_than_the_context_and_shapes_that_do_not_fit_are_refused():

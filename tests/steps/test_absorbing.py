@@ -96,7 +96,10 @@ def toy():
                     float(law[x])
                     for x in product(range(2), repeat=3)
                     if x[place] == value
-                    and all(s in (2, c) or p == place for p, (s, c) in enumerate(zip(seen, x, strict=True)))
+                    and all(
+                        s in (2, c) or p == place
+                        for p, (s, c) in enumerate(zip(seen, x, strict=True))
+                    )
                 ]
                 out[row, place, value] = log(sum(fits))
         return out.log_softmax(dim=-1)

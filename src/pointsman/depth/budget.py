@@ -88,6 +88,7 @@ def certified_exits(
     Raises:
         InputError: too few inputs to split, or numbers out of their range.
     """
+    y = torch.as_tensor(y)
     if isinstance(validation, float | int):
         (x, y), validation = _split(x, y, validation, seed)
     costs = net.stage_costs(take_rows(x, slice(0, 1))) if costs is None else costs
@@ -172,7 +173,7 @@ class Measured:
         if len(y) != count_rows(x):
             raise InputError(f"every input needs a label, got {count_rows(x)} and {len(y)}")
         logits = net.logits(x)
-        y = torch.as_tensor(y, device=logits.device)
+        y = torch.as_tensor(y).to(logits.device)
         kept = None
         if reference is not None:
             spent = count_flops(reference, take_rows(x, slice(0, 1))).to(costs.advance.unit)
@@ -201,8 +202,8 @@ class Measured:
 
 
 def _knob(setting: Setting) -> str:
-    """Thresholds of the early exits, exactly, so that settings and knobs are one to one."""
-    return ", ".join(f"{threshold!r}" for threshold in setting[:-1])
+    """Thresholds of the early exits as text; `exit_settings` gives none twice."""
+    return ", ".join(f"{threshold:.6g}" for threshold in setting[:-1])
 
 
 def _split(

@@ -1,9 +1,9 @@
 """Images written scale by scale, where later scales may run fewer layers of the same network.
 
 After Chen et al., "Progressive Supernet Training for Efficient Visual Autoregressive Modeling"
-(2025, VARiant). A next-scale model writes an image as ever finer ones: the places of scale k are
-predicted all at once from the scales before it. The first N scales ("bridge") run all D layers,
-the later ones only a subnet of d layers at equal distances,
+(2025, VARiant, arXiv 2511.16546). A next-scale model writes an image as ever finer ones: the places
+of scale k are predicted all at once from the scales before it. The first N scales ("bridge") run
+all D layers, the later ones only a subnet of d layers at equal distances,
 
     I_d = { floor(i (D - 1) / (d - 1)), i = 0 … d - 1 }
 
@@ -18,6 +18,7 @@ Legend: n images, K scales of s x s places, D layers, W width, V levels.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -145,8 +146,8 @@ class NextScale(nn.Module):
         heads: int,
     ) -> None:
         super().__init__()
-        pairs = zip(sizes, sizes[1:], strict=False)
-        if not sizes or sizes[0] < 1 or any(b <= a or b % a for a, b in pairs):
+        steps = pairwise(sizes)
+        if not sizes or sizes[0] < 1 or any(b <= a or b % a for a, b in steps):
             raise InputError(f"scales rise, each a multiple of the one before, got {list(sizes)}")
         self.sizes, self.levels = tuple(sizes), levels
         self.level, self.label = nn.Embedding(levels + 1, width), nn.Embedding(classes, width)
@@ -240,7 +241,7 @@ class NextScale(nn.Module):
     def _check(self, layers: Layers | None) -> None:
         depth, given = len(self.blocks), self.whole if layers is None else layers
         fits = all(
-            len(some) > 0 and list(some) == sorted(set(some)) and 0 <= some[0] and some[-1] < depth
+            len(some) > 0 and list(some) == sorted(set(some)) and some[0] >= 0 and some[-1] < depth
             for some in given
         )
         if len(given) != len(self.sizes) or not fits:

@@ -45,7 +45,7 @@ def exit_settings(
     *,
     prices: Sequence[float] = PRICES,
 ) -> list[Setting]:
-    """Thresholds worth testing, all different; the first lets nobody leave early.
+    """Thresholds worth testing, which differ in six digits; the first lets nobody leave early.
 
     Args:
         logits: (S, N, ..., C) of every exit on every validation input.
@@ -65,13 +65,13 @@ def exit_settings(
             f"{tuple(quality_SN.shape)} and {len(costs)} costs"
         )
     quality = quality_SN.detach().cpu().double().numpy()
-    found: dict[Setting, None] = {(*[math.inf] * (exits - 1), -math.inf): None}
+    found: list[Setting] = [(*[math.inf] * (exits - 1), -math.inf)]
     for asked in _subsets(exits - 1):
         mask = [at in asked for at in range(exits - 1)]
         sure = stage_sureness(logits, rule, [*mask, True])
         search = _Search(sure.detach().cpu().double().numpy(), quality, costs, mask)
-        found |= dict.fromkeys(search.settings(prices))
-    return list(found)
+        found += search.settings(prices)
+    return list({tuple(f"{t:.6g}" for t in setting): setting for setting in found}.values())
 
 
 def _subsets(early: int) -> Iterator[tuple[int, ...]]:

@@ -15,7 +15,7 @@ Legend: n samples, K steps, E evaluations, N routed pairs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -300,7 +300,7 @@ def sample(
         settled = policy.settle(now, computed, memory)
         memory = settled.memory
         if settled.x is not None:
-            now = Moment(step, now.steps, t, s, settled.x, now.evaluations)
+            now = replace(now, x=settled.x)
         x, solver = sampler.step(now, settled.prediction, solver, generator)
         routes.append(route)
         path.append(x)

@@ -38,7 +38,7 @@ def greedy_by_recomputing(model, prompt, new, end=None):
     return ids.tolist()
 
 
-@pytest.mark.parametrize("drafts", [1, 2, 3, 7, 30])
+@pytest.mark.parametrize("drafts", [1, 3, 30])
 @pytest.mark.parametrize("exit_", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_texts_equal_the_full_models_greedy_texts(drafts, exit_, dtype):
@@ -149,15 +149,17 @@ def test_layers_run_for_drafts_and_once_for_each():
 
 
 def test_drawn_texts_are_distributed_as_the_full_models():
-    """Two tokens after one prompt, 20,000 times, against their exact joint probabilities."""
-    model = exits_of(vocabulary=4, at=(0,))
+    """Two tokens after one prompt, 10,000 times, against their exact joint probabilities."""
+    torch.manual_seed(3)
+    head = torch.nn.Linear(16, 4).double()
+    model = exits_of(vocabulary=4, at=(0,), heads=[head])
     prompt = torch.tensor([1, 3])
     joint = torch.zeros(4, 4, dtype=torch.float64)
     for first in range(4):
         ids = torch.cat([prompt, torch.tensor([first])])[None]
         logits = model(ids)[-1].detach()[0] / 0.7
         joint[first] = logits[1].softmax(-1)[first] * logits[2].softmax(-1)
-    many, generator = 20_000, torch.Generator().manual_seed(0)
+    many, generator = 10_000, torch.Generator().manual_seed(0)
     found = speculate(
         model, prompt.expand(many, 2), 2, drafts=2, temperature=0.7, generator=generator
     )

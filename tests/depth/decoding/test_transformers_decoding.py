@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from pointsman.depth.decoding.early import decode
 from pointsman.depth.decoding.exits import LanguageExits
 from pointsman.depth.decoding.forced import forced
+from pointsman.depth.decoding.positions import PositionTable
 from pointsman.depth.decoding.speculative import speculate
 from pointsman.depth.decoding.training import fit_language
 from pointsman.depth.decoding.transformers import TransformersDecoder
@@ -125,6 +126,18 @@ def test_exits_of_a_model_can_be_trained():
     found = decode(exits, torch.tensor([[3, 4, 5]]), 6, 0.5)
     assert found.texts()[0].tolist() == [3, 4, 5, 6, 0, 1, 2, 3, 4]
     assert (found.exits == 0).any()
+
+
+def test_what_depends_on_positions_is_kept_chunk_by_chunk(monkeypatch):
+    monkeypatch.setattr(PositionTable, "CHUNK", 4)
+    for name in ("llama", "gpt2"):
+        model = made(name)
+        exits = LanguageExits(model, at=[0])
+        found = speculate(exits, PROMPTS, 20, drafts=3)
+        for row, prompt in enumerate(PROMPTS):
+            assert found.texts()[row].tolist() == greedy_by_the_model(model, prompt, 20)
+        again = decode(exits.float(), PROMPTS[:1], 6)  # the table is of another type now
+        assert again.texts()[0].tolist() == found.texts()[0][:11].tolist()
 
 
 def test_a_sliding_window_bounds_the_context():

@@ -143,6 +143,25 @@ def test_rules_are_paid_as_applied_and_matching_for_every_state():
         net.matching_cost(x[:0])
 
 
+def test_a_condition_moves_the_match_and_nothing_else():
+    net, x = system(condition_width=2, steps=1), states()
+    none = net(x, torch.zeros(20, 2).double())
+    with torch.no_grad():
+        net.match_condition.weight.copy_(100 * net.match_query(net.embedding_NW)[1:3].T)
+    for r, condition in ((1, [1.0, 0.0]), (2, [0.0, 1.0])):
+        after, applied = net(x, torch.tensor([condition] * 20).double())
+        assert (applied.rule == r).float().mean() > 0.5
+        same = applied.rule == none[1].rule
+        same &= (applied.primary == none[1].primary) & (applied.context == none[1].context)
+        assert torch.equal(after[same[:, 0, 0]], none[0][same[:, 0, 0]])
+    assert float(net.matching_cost(x, torch.zeros(20, 2).double())) > 0
+    for wrong in (None, torch.zeros(20, 3).double()):
+        with pytest.raises(InputError, match=r"a condition of shape \(20, 2\)"):
+            net(x, wrong)
+    with pytest.raises(InputError, match="no condition"):
+        system()(x, torch.zeros(20, 2).double())
+
+
 def test_an_empty_batch_of_states_passes():
     for parallel in (False, True):
         after, applied = system(parallel=parallel)(states(0))

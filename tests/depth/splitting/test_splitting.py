@@ -208,7 +208,7 @@ def test_the_formula_of_latency_and_throughput():
     assert predict(alone, Link(1, 9), 8) == Pipeline("output", 0.5, 16)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=12))
 def test_the_front_is_what_no_other_beats_ties_included(pairs):
     found = front([Pipeline(str(at), late, rate) for at, (late, rate) in enumerate(pairs)])
@@ -248,3 +248,30 @@ def test_what_is_no_network_and_no_device_is_refused():
     with pytest.raises(InputError, match="a Trunk and a module, got Bare"):
         profile(Bare(), batch())
     assert parts_of(Net())[0] == CUTS
+
+
+def test_an_encoder_of_transformers_is_split_between_its_layers():
+    transformers = pytest.importorskip("transformers")
+    from pointsman.depth.trunks import trunk_of
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=8,
+        num_labels=3,
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    ids = torch.randint(1, 20, (3, 6))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    net = trunk_of(model, batch)
+    with partner(net) as address, Split(net, address, example=batch) as split, torch.no_grad():
+        whole = model(**batch).logits
+        for cut in net.names:
+            assert_close(split.run(batch, cut), whole)
+        assert split.measure(batch, net.names[0], batches=1, repeats=1).throughput > 0

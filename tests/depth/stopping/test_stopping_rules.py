@@ -16,6 +16,7 @@ from pointsman.cost import Cost
 from pointsman.depth.stopping import (
     Calibrated,
     LearnedGate,
+    OverPlaces,
     Patience,
     Window,
     exit_shares,
@@ -336,6 +337,24 @@ def test_what_does_not_fit_is_refused_in_one_line(call, text):
     with pytest.raises(InputError, match=text) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# Over places
+
+
+def test_an_input_is_as_sure_as_its_places_on_average_or_at_least():
+    values = logits().reshape(EXITS, INPUTS // 4, 4, CLASSES)
+    each = torch.stack([max_probability(places) for places in values[0].unbind(dim=1)], dim=1)
+    assert_close(OverPlaces().sureness(values[0], 0, None)[0], each.mean(dim=1))
+    least = OverPlaces(least=True)
+    assert_close(least.sureness(values[0], 0, None)[0], each.min(dim=1).values)
+    back = rule_back(*rule_state(least))
+    assert_close(back.sureness(values[0], 0, None)[0], each.min(dim=1).values)
+    plain = OverPlaces(margin).sureness(logits()[0], 0, None)[0]
+    assert_close(plain, margin(logits()[0]))
+    assert OverPlaces().sureness(values[0][:0], 0, None)[0].shape == (0,)
+    with pytest.raises(RouteError, match="needs a place"):
+        OverPlaces().sureness(values[0][:, :0], 0, None)
 
 
 # Calibrated

@@ -139,4 +139,9 @@ CLAIM = Claim(
         "same without drop-path": "no drop, column of 4: accuracy",
         "plain, as deep": "plain, as deep: accuracy",
     },
+    note="It fails by less than a tenth of a point: the deepest column alone is 3.08 points less "
+    "accurate than the whole. All else is as claimed, and clearly: without drop-path no column "
+    "alone reaches an accuracy of .36, and the plain network is 3.6 points less accurate "
+    "than the whole. In a trial with 1,500 updates instead of 1,200 (seed 102) no column lost more "
+    "than 1.2 points. On data as easy as this the shallowest column is the best of all.",
 )

@@ -150,8 +150,8 @@ class _Run:
         tokens = int((stop - start).max(initial=0))
         rows, positions = self._places(rows, chosen, start, stop, tokens)
         if segment == 0:
-            at = positions.clamp(min=0)
-            x = self.trunk.begin(self.text.ids[rows[:, None], at], at)
+            ids = self.text.ids[rows[:, None], positions.clamp(min=0)]
+            x = self.trunk.begin(ids, positions)
         elif tokens == 1:
             x = state["last"]
         else:
@@ -219,8 +219,8 @@ class _Run:
         rows, positions = self._places(rows, chosen, lengths * 0, lengths, tokens)
         self.reached[:] = lengths
         if tokens:
-            at = positions.clamp(min=0)
-            x = self.trunk.begin(self.text.ids[rows[:, None], at], at)
+            ids = self.text.ids[rows[:, None], positions.clamp(min=0)]
+            x = self.trunk.begin(ids, positions)
             for segment in range(len(self.model)):
                 x = self._blocks(segment, x, positions, rows, int(lengths.sum()))
 

@@ -132,7 +132,7 @@ class _Speculation:
         places = np.broadcast_to(np.arange(tokens), (len(lengths), tokens))
         places = np.where(places < lengths[:, None], places, -1)
         positions = torch.from_numpy(places).to(self.text.ids.device)
-        x = self.trunk.begin(self.text.ids[:, :tokens], positions.clamp(min=0))
+        x = self.trunk.begin(self.text.ids[:, :tokens], positions)
         self._layers(0, len(self.trunk.names), x, positions, None, int(lengths.sum()))
 
     def round(self, drafts: int, sure: float, confidence: Confidence) -> None:

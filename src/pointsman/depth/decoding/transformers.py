@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from pointsman.depth.cache import KeyValueCache, Slots
+from pointsman.depth.decoding.positions import CACHE_NAMES, PositionTable, alike, context_of
 from pointsman.depth.trunks.shell import Call, Shell, hidden_of
 from pointsman.depth.trunks.transformers import layers_of
 from pointsman.errors import InputError, PointsmanError, reason
 from pointsman.modules import evaluating
 
-CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 TAIL_NAMES = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "project_out")
 TRIAL = 5  # tokens a model is tried on
 ROOM = 10.0  # how far answers may lie apart: multiples of sqrt(epsilon) of the largest logit
@@ -52,8 +51,9 @@ class TransformersDecoder(nn.Module):
         self.model = model
         config: Any = model.config
         self.list_name, layers = layers_of(model)
+        self._members = tuple(layers)  # of the model; a tuple does not register them again
         self.names = tuple(f"{self.list_name}.{at}" for at in range(len(layers)))
-        self.context = _context(config)
+        self.context = context_of(config)
         attention = getattr(config, "_attn_implementation", None) or "eager"
         if attention not in ("sdpa", "eager"):
             raise InputError(
@@ -62,6 +62,8 @@ class TransformersDecoder(nn.Module):
             )
         self._added = attention == "eager"  # its masks are added to the scores
         self._cache_name = _cache_name(layers[0])
+        self._table: PositionTable | None = None
+        self._embeds = False  # what comes before the layers is the embedding alone
         self._known: tuple[object, list[dict[str, Any]]] | None = None
         self._tail: tuple[nn.Module, ...] = ()  # the model holds them already
         ids = torch.arange(TRIAL, device=next(model.parameters()).device)[None]
@@ -89,6 +91,10 @@ class TransformersDecoder(nn.Module):
             raise InputError(
                 f"token ids are (sequences, up to {self.context} tokens), got {tuple(x.shape)}"
             )
+        if self._embeds:
+            embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+            hidden: Tensor = embedding(x)
+            return hidden
         return self._handed(x, positions)
 
     def block(
@@ -108,8 +114,7 @@ class TransformersDecoder(nn.Module):
             seen = cache.visible(at, positions, rows)
             handed["attention_mask"] = self._mask(seen, state)
             handed[self._cache_name] = _Bridge(cache, slots, rows)
-        layers: Any = self.model.get_submodule(self.list_name)
-        output = layers[at](state, **handed)
+        output = self._members[at](state, **handed)
         result: Tensor = output if isinstance(output, Tensor) else output[0]
         return result
 
@@ -125,9 +130,8 @@ class TransformersDecoder(nn.Module):
         slots = cache.claim(at, positions, rows)
         handed = {**self._beside(state, positions)[at]}
         handed[self._cache_name] = _Bridge(cache, slots, rows, stop=True)
-        layers: Any = self.model.get_submodule(self.list_name)
         try:
-            layers[at](state, **handed)
+            self._members[at](state, **handed)
         except _Stored:
             return
         raise InputError(f"{self.names[at]} did not hand its keys and values to the cache")
@@ -172,7 +176,11 @@ class TransformersDecoder(nn.Module):
     def _beside(self, state: Tensor, positions: Tensor | None) -> list[dict[str, Any]]:
         """What each layer is handed with these positions beside the hidden states."""
         key = _key(state, positions)
-        if self._known is None or self._known[0] != key:
+        if self._known is not None and self._known[0] == key:
+            return self._known[1]
+        if self._table is not None and positions is not None:
+            self._known = (key, [self._table.at(positions, state, self._chunk)] * len(self.names))
+        else:
             ids = torch.zeros(state.shape[:2], dtype=torch.int64, device=state.device)
             self._handed(ids, positions)
         assert self._known is not None
@@ -220,7 +228,32 @@ class TransformersDecoder(nn.Module):
                 "its layers keep more than keys and values, or see more than a causal mask says"
             )
         self._tail = self._shortcut(state)
+        self._look_for_shortcuts(ids)
         self._known = None
+
+    def _look_for_shortcuts(self, ids: Tensor) -> None:
+        """What comes before the layers by itself, where trying says that it is all there is."""
+        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        positions = torch.arange(1, 1 + TRIAL, device=ids.device)[None]
+        hidden = self._handed(ids, positions)
+        assert self._known is not None
+        wanted = self._known[1]
+        table = PositionTable.of(self.model, wanted, TRIAL)
+        if table is None:
+            return
+        found = table.at(positions, hidden, self._chunk)
+        if all(alike(found, layer) for layer in wanted):
+            self._table = table
+            plain = embedding(ids)
+            self._embeds = plain.shape == hidden.shape and torch.equal(plain, hidden)
+
+    def _chunk(self, positions: Tensor) -> dict[str, Any]:
+        """What the first layer is handed at positions (1, q)."""
+        known = self._known
+        self._handed(torch.zeros_like(positions), positions)
+        assert self._known is not None
+        found, self._known = self._known[1][0], known
+        return found
 
     def _shortcut(self, state: Tensor) -> tuple[nn.Module, ...]:
         """The last norm and the unembedding by themselves, where that is all there is."""
@@ -260,19 +293,6 @@ class _Bridge:
         if self._stop:
             raise _Stored
         return self._cache.read(self._slots.layer, self._rows)
-
-
-def _context(config: Any) -> int:
-    sizes = [getattr(config, name, None) for name in CONTEXT_NAMES]
-    size = next((size for size in sizes if isinstance(size, int)), None)
-    if size is None:
-        raise InputError(
-            f"{type(config).__name__} does not say how many positions the model tells apart "
-            f"({', '.join(CONTEXT_NAMES)}): set max_position_embeddings"
-        )
-    window = getattr(config, "sliding_window", None)
-    slides = getattr(config, "use_sliding_window", True)
-    return min(size, window) if isinstance(window, int) and slides else size
 
 
 def _cache_name(layer: nn.Module) -> str:

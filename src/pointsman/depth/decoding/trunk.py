@@ -28,7 +28,7 @@ class CausalTrunk(Protocol):
     context: int
 
     def begin(self, x: Any, positions: Tensor | None = None) -> Tensor:
-        """Ids (m, q) at positions (m, q), from 0 on if None → hidden states (m, q, D)."""
+        """Ids (m, q) at positions (m, q), -1 for none, from 0 on if None → states (m, q, D)."""
         ...
 
     def block(

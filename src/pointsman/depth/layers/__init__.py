@@ -8,6 +8,20 @@
 `skip_gap` says how far the routers are from the best paths, and from chance at the same cost.
 """
 
+from pointsman.depth.layers.duo import (
+    DuoDecoder,
+    DuoRouters,
+    SizedFeedForward,
+    fit_duo_routers,
+    mixed_loss,
+    random_choices,
+)
+from pointsman.depth.layers.duo_patterns import (
+    all_patterns,
+    difficulty,
+    oracle_choices,
+    pattern_losses,
+)
 from pointsman.depth.layers.execute import (
     FixedRuns,
     LayerAnswer,
@@ -24,6 +38,7 @@ from pointsman.depth.layers.network import (
     PricedRouters,
     SkipNetwork,
     correct,
+    likelihood,
     outcomes_of_runs,
 )
 from pointsman.depth.layers.paths import (
@@ -43,9 +58,12 @@ from pointsman.depth.layers.routers import (
 )
 from pointsman.depth.layers.search import TreeSearch, Tried, every_path
 from pointsman.depth.layers.training import fit_routers, pooled_states, rising, skipping_logits
+from pointsman.depth.layers.writing import write_on_paths
 
 __all__ = [
     "PRICES",
+    "DuoDecoder",
+    "DuoRouters",
     "FirstStateRouters",
     "FixedRuns",
     "LayerAnswer",
@@ -55,21 +73,30 @@ __all__ = [
     "LayerRouters",
     "PricedRouters",
     "ResidualPerceptron",
+    "SizedFeedForward",
     "SkipGap",
     "SkipNetwork",
     "TreeSearch",
     "Tried",
     "WindowRouters",
+    "all_patterns",
     "choose_runs",
     "correct",
+    "difficulty",
     "enumerate_paths",
     "every_path",
     "exchanged_runs",
+    "fit_duo_routers",
     "fit_routers",
     "layer_costs",
+    "likelihood",
+    "mixed_loss",
+    "oracle_choices",
     "oracle_frontier",
     "outcomes_of_runs",
+    "pattern_losses",
     "pooled_states",
+    "random_choices",
     "random_runs",
     "rising",
     "run_layers",
@@ -79,4 +106,5 @@ __all__ = [
     "skippable",
     "skipping_logits",
     "whole_path",
+    "write_on_paths",
 ]

@@ -50,6 +50,20 @@ def correct(logits: Tensor, y: Tensor) -> Tensor:
     return right.flatten(1).mean(dim=1) if right.ndim > 1 else right
 
 
+def likelihood(logits: Tensor, y: Tensor) -> Tensor:
+    """(n,): probability of the target; over places their geometric mean, 1 over the perplexity.
+
+    Finer than `correct` where paths are searched: a path that is right by a hair is not as good as
+    one that is right by far.
+
+    Args:
+        logits: (n, C) or (n, S, C).
+        y: (n,) or (n, S).
+    """
+    log = logits.log_softmax(dim=-1).gather(-1, y[..., None].long()).squeeze(-1)
+    return (log.flatten(1).mean(dim=1) if log.ndim > 1 else log).exp()
+
+
 @dataclass(frozen=True, eq=False)
 class PricedRouters:
     """A `LayerPolicy`: routers at a price."""

@@ -13,6 +13,8 @@ own, or none, and its context. Draws are hard with Gumbel noise in training, and
 otherwise. Training runs all rules and takes one by its mask, so that gradients compare them; else
 only the rules that apply run.
 
+Matching may also look at a condition, such as an action, that the rules do not see.
+
 Where we depart: keys and queries are one linear map each; the context may be the primary slot
 itself, as nothing in the text forbids it.
 
@@ -119,6 +121,8 @@ class ProductionSystem(nn.Module):
         parallel: every slot picks its own rule, or none, at each step; else one rule a step.
         temperature: of the draws in training, above 0.
         dropout: of rule embeddings in training.
+        condition_width: of what else matching looks at, such as an action or an instruction; the
+            rules' networks do not see it. 0: nothing.
 
     Raises:
         InputError: a size or number of steps below 1.
@@ -136,6 +140,7 @@ class ProductionSystem(nn.Module):
         parallel: bool = False,
         temperature: float = 1.0,
         dropout: float = 0.0,
+        condition_width: int = 0,
     ) -> None:
         super().__init__()
         keys = rule_width if key_width is None else key_width
@@ -151,21 +156,29 @@ class ProductionSystem(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.match_query = nn.Linear(rule_width, keys, bias=False)
         self.match_key = nn.Linear(width, keys, bias=False)
+        self.match_condition = (
+            nn.Linear(condition_width, keys, bias=False) if condition_width else None
+        )
         self.context_query = nn.Linear(width + rule_width, keys, bias=False)
         self.context_key = nn.Linear(width, keys, bias=False)
         self.bank = RuleBank(rules, 2 * width, hidden, width)
 
     def forward(
-        self, slots_nMD: Tensor, generator: torch.Generator | None = None
+        self,
+        slots_nMD: Tensor,
+        condition_nW: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Applied]:
         """The slots after all steps, and what was applied.
 
         Args:
             slots_nMD: states; n may be 0.
+            condition_nW: what matching looks at besides; exactly where `condition_width` is set.
             generator: of the draws in training; None means torch's global one.
 
         Raises:
-            InputError: slots of another shape or width.
+            InputError: slots of another shape or width, or a condition that does not fit.
         """
         width = self.match_key.in_features
         if slots_nMD.ndim != 3 or slots_nMD.shape[1] < 1 or slots_nMD.shape[2] != width:
@@ -173,10 +186,11 @@ class ProductionSystem(nn.Module):
                 f"slots are (states, slots, {width}) with at least one slot, "
                 f"got {tuple(slots_nMD.shape)}"
             )
+        shift_nd = self._condition(condition_nW, len(slots_nMD))
         step = self._parallel if self.parallel else self._sequential
         records = []
         for _ in range(self.steps):
-            slots_nMD, record = step(slots_nMD, generator)
+            slots_nMD, record = step(slots_nMD, shift_nd, generator)
             records.append(record)
         rule, primary, context = (torch.stack(part, dim=1) for part in zip(*records, strict=True))
         return slots_nMD, Applied(rule, primary, context, self.num_rules)
@@ -187,7 +201,7 @@ class ProductionSystem(nn.Module):
         rule = torch.zeros(1, dtype=torch.int64, device=row.device)
         return count_flops(self.bank, row, rule) * np.ones(self.num_rules)
 
-    def matching_cost(self, example: Tensor) -> Cost:
+    def matching_cost(self, example: Tensor, condition: Tensor | None = None) -> Cost:
         """MFLOPs for each state that all steps spend on who applies where, rules left aside.
 
         Raises:
@@ -196,15 +210,24 @@ class ProductionSystem(nn.Module):
         if len(example) == 0:
             raise InputError("FLOPs are counted on at least one state, got none")
         with evaluating(self), torch.no_grad():
-            _, applied = self(example)
+            _, applied = self(example, condition)
         rules = float(applied.route().cost(self.rule_cost()).sum())
-        return (count_flops(self, example) - Cost(rules, "MFLOPs")) / len(example)
+        return (count_flops(self, example, condition) - Cost(rules, "MFLOPs")) / len(example)
+
+    def _condition(self, condition_nW: Tensor | None, states: int) -> Tensor | None:
+        """What the condition adds to every key of a state, (n, d)."""
+        wanted = None if self.match_condition is None else self.match_condition.in_features
+        got = None if condition_nW is None else tuple(condition_nW.shape)
+        if got != (None if wanted is None else (states, wanted)):
+            rule = "no condition" if wanted is None else f"a condition of shape {(states, wanted)}"
+            raise InputError(f"this system was built for {rule}, got {got}")
+        return None if self.match_condition is None else self.match_condition(condition_nW)
 
     def _sequential(
-        self, slots_nMD: Tensor, generator: torch.Generator | None
+        self, slots_nMD: Tensor, shift_nd: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """One rule for one slot of each state."""
-        logits_nMN, embedding_NW = self._match(slots_nMD)
+        logits_nMN, embedding_NW = self._match(slots_nMD, shift_nd)
         choice_nMN = self._choose(logits_nMN.flatten(1), generator).reshape(logits_nMN.shape)
         slot_nM, rule_nN = choice_nMN.sum(dim=2), choice_nMN.sum(dim=1)
         primary_nD = torch.einsum("nm,nmd->nd", slot_nM, slots_nMD)
@@ -214,11 +237,11 @@ class ProductionSystem(nn.Module):
         return after_nMD, tuple(part[:, None] for part in record)  # type: ignore[return-value]
 
     def _parallel(
-        self, slots_nMD: Tensor, generator: torch.Generator | None
+        self, slots_nMD: Tensor, shift_nd: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """A rule, or none, for every slot of each state, all on the slots as they were."""
         states, slots, _ = slots_nMD.shape
-        logits_nMN, embedding_NW = self._match(slots_nMD)
+        logits_nMN, embedding_NW = self._match(slots_nMD, shift_nd)
         rule_RN = self._choose(logits_nMN.flatten(0, 1), generator)
         every_RMD = slots_nMD.repeat_interleave(slots, dim=0)
         change_RD, context_R = self._fire(
@@ -230,10 +253,12 @@ class ProductionSystem(nn.Module):
         record = (rule_R.reshape(states, slots), primary_nM, context_R.reshape(states, slots))
         return slots_nMD + change_RD.reshape(slots_nMD.shape), record
 
-    def _match(self, slots_nMD: Tensor) -> tuple[Tensor, Tensor]:
+    def _match(self, slots_nMD: Tensor, shift_nd: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits (n, M, N) of every rule for every slot, and the embeddings behind them."""
         embedding_NW = self.dropout(self.embedding_NW)
         query_Nd, key_nMd = self.match_query(embedding_NW), self.match_key(slots_nMD)
+        if shift_nd is not None:
+            key_nMd = key_nMd + shift_nd[:, None]
         return key_nMd @ query_Nd.T / math.sqrt(query_Nd.shape[1]), embedding_NW
 
     def _fire(

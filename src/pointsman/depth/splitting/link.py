@@ -129,7 +129,8 @@ class Connection:
     def close(self) -> None:
         """Send what is waiting, and hang up."""
         self._out.put(None)
-        self._threads[0].join(self.patience)
+        if self.broken is None:
+            self._threads[0].join(self.patience)
         with suppress(OSError):
             self.line.shutdown(socket.SHUT_RDWR)
         self.line.close()

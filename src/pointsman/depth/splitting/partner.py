@@ -18,7 +18,7 @@ from torch import nn
 
 from pointsman.depth.splitting.cuts import Device, Half, part_mflops, parts_of
 from pointsman.depth.splitting.link import Connection, Link, Message
-from pointsman.depth.splitting.wire import PartnerError, pack
+from pointsman.depth.splitting.wire import PartnerError, moved, pack
 from pointsman.depth.trunks.trunk import Trunk
 from pointsman.errors import InputError, reason
 from pointsman.modules import evaluating
@@ -106,8 +106,9 @@ class _Side:
     def _run(self, state: Any, c: int) -> Any:
         half = Half(parts_of(self.network)[1][c:], self.device, sum(self.mflops[c:]))
         assert isinstance(self.network, nn.Module)
+        weight = next(self.network.parameters(), torch.empty(0))
         with evaluating(self.network):
-            return half(state)
+            return half(moved(state, weight.device))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pointsman.depth.splitting.cuts import (
     Device,
@@ -85,7 +86,7 @@ class Split:
             raise
 
     def run(self, x: Any, cut: str | int) -> Any:
-        """Logits (n, ..., C) of one batch.
+        """Logits (n, ..., C) of one batch; on the CPU where they came over the line.
 
         Args:
             x: a batch.
@@ -184,7 +185,8 @@ class Split:
             batches: of a run for the throughput, from the first answer to the last.
             repeats: of each run.
         """
-        inputs, latencies, rates = len(x), [], []
+        inputs = next((len(leaf) for leaf in tree_leaves(x) if isinstance(leaf, torch.Tensor)), 1)
+        latencies, rates = [], []
         self.run(x, cut)  # to warm up
         for _ in range(repeats):
             start = time.perf_counter()

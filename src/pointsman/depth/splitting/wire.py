@@ -91,6 +91,18 @@ def unpack(body: bytearray) -> tuple[str, State, dict[str, Any]]:
         ) from error
 
 
+def moved(state: State, device: torch.device) -> State:
+    """The same state on another device."""
+    match state:
+        case Tensor():
+            return state.to(device)
+        case tuple() | list():
+            return type(state)(moved(part, device) for part in state)
+        case dict():
+            return {key: moved(part, device) for key, part in state.items()}
+    return state
+
+
 def _tree(state: State, leaves: list[Tensor]) -> Any:
     match state:
         case None:

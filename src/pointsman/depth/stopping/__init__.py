@@ -9,6 +9,7 @@ Each can be given as `confidence` wherever stages run (`run_staged`, `EarlyExit.
     Calibrated         any of these at one fitted temperature per exit        as that one
     Patience           exits in a row that gave the same class                0, 1, 2, ...
     LearnedGate        chance to leave here, trained with the heads           in [0, 1]
+    OverPlaces         any confidence over the places of an input             as that one
     Window             distance from an accept-or-reject decision             in [0, 1]
 """
 
@@ -16,12 +17,14 @@ from pointsman.depth.stopping.calibrated import Calibrated
 from pointsman.depth.stopping.gate import LearnedGate, exit_shares, gate_features
 from pointsman.depth.stopping.keeping import rule_back, rule_state
 from pointsman.depth.stopping.patience import Patience
+from pointsman.depth.stopping.places import OverPlaces
 from pointsman.depth.stopping.window import Window
 from pointsman.select import margin, max_probability, negative_entropy
 
 __all__ = [
     "Calibrated",
     "LearnedGate",
+    "OverPlaces",
     "Patience",
     "Window",
     "exit_shares",

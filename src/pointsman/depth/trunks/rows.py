@@ -31,7 +31,7 @@ def count_rows(state: State) -> int:
             "a batch is a tensor, or tuples, lists and dicts of tensors, with one row per input, "
             f"got {got}"
         )
-    return len(found[0])
+    return found[0].shape[0]  # not len(), which export would take for a constant
 
 
 def checked_batch(example: Any) -> int:
@@ -91,4 +91,4 @@ def share(x: Tensor, n: int) -> Tensor:
 
 def shared(rows: Tensor) -> Tensor:
     """What `share` was given; zeros where no row is left."""
-    return rows[0] if len(rows) else rows.new_zeros(rows.shape[1:])
+    return rows[0] if rows.shape[0] else rows.new_zeros(rows.shape[1:])

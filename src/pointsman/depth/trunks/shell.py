@@ -141,7 +141,7 @@ class Layout:
     def __init__(self, few: Sequence[Call], more: Sequence[Call]) -> None:
         self._parts = [_Part(call) for call in more]
         self._rows: dict[tuple[int, int], int] = {}  # rows of one input; 0: shared
-        sizes = [{key: len(x) for key, x in _beside(calls) if x.ndim} for calls in (few, more)]
+        sizes = [{key: x.shape[0] for key, x in _beside(calls) if x.ndim} for calls in (few, more)]
         for key in sizes[0].keys() & sizes[1].keys():
             each = sizes[0][key] // 2
             grew = each > 0 and (sizes[0][key], sizes[1][key]) == (2 * each, 3 * each)
@@ -166,7 +166,7 @@ class Layout:
             uses.setdefault(id(x), (x, []))[1].append(key)
         packed = {}
         for x, keys in uses.values():
-            each = self._rows.get(keys[0], int(x.ndim > 0 and len(x) == n))
+            each = self._rows.get(keys[0], int(x.ndim > 0 and x.shape[0] == n))
             name = f"{each} " + " ".join(f"{call}.{leaf}" for call, leaf in keys)
             if each > 1:
                 packed[name] = x.reshape(n, each, *x.shape[1:])

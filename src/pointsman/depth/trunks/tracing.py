@@ -28,14 +28,24 @@ SIZE_NAMES = {"shape", "ndim", "dtype", "device", "is_cuda", "layout"}
 class SizedProxy(fx.Proxy):
     """A value while tracing that is a number where its sizes say which."""
 
+    def __getattr__(self, k: str) -> "SizedAttribute":
+        return SizedAttribute(self, k)
+
     def __index__(self) -> int:
         return int(self.tracer.known(self))  # type: ignore[attr-defined]
 
     def __int__(self) -> int:
         return int(self.tracer.known(self))  # type: ignore[attr-defined]
 
+    def __len__(self) -> int:
+        return int(self.tracer.length(self))  # type: ignore[attr-defined]
+
     def __float__(self) -> float:
         return float(self.tracer.known(self))  # type: ignore[attr-defined]
+
+
+class SizedAttribute(fx.proxy.Attribute, SizedProxy):
+    """Such as the shape of a value; a method of it, if it is called."""
 
 
 class SizedTracer(fx.Tracer):
@@ -105,26 +115,41 @@ class SizedTracer(fx.Tracer):
             return iter([whole[at] for at in range(len(value))])
         return super().iter(obj)
 
+    def length(self, obj: fx.Proxy) -> int:
+        """How long a size, a tuple or a tensor is that is not as long as there are inputs."""
+        two, three = (len(value) for value in self.values[obj.node])
+        if two != three:
+            raise fx.proxy.TraceError("it hangs on how many inputs there are")
+        self.sized = self.sized or isinstance(self.values[obj.node][0], Tensor)
+        return two
+
     def known(self, obj: fx.Proxy) -> Any:
         """The value of a proxy that follows from sizes other than the number of inputs."""
         two, three = self.values[obj.node]
         if isinstance(two, Tensor) or not self._from_sizes(obj.node):
             raise fx.proxy.TraceError("it hangs on the numbers in the input")
-        if two != three:
+        if two != three or self._from_rows(obj.node):
             raise fx.proxy.TraceError("it hangs on how many inputs there are")
         self.sized = True
         return two
 
     def _from_sizes(self, node: fx.Node) -> bool:
-        """Whether a value that is no tensor follows from sizes, none of which is that of rows."""
-        if node.op == "call_method" and node.target in SIZE_METHODS:
-            return True
+        """Whether a value that is no tensor follows from sizes, not from the numbers in tensors."""
+        if node.op == "call_method":
+            return node.target in SIZE_METHODS
         if node.target is getattr and node.args[1] in SIZE_NAMES:
             return True
-        if self.values[node][0] != self.values[node][1] or node.op == "call_method":
-            return False
         before = node.all_input_nodes
         return bool(before) and all(self._from_sizes(other) for other in before)
+
+    def _from_rows(self, node: fx.Node) -> bool:
+        """Whether a size follows from the number of inputs."""
+        before = node.all_input_nodes
+        here = [self.values[other] for other in before]
+        if node.op == "call_method" or node.target is getattr:
+            return False  # of a tensor: a whole shape, of which the part counts that is read
+        differ = any(not isinstance(two, tuple | Tensor) and two != three for two, three in here)
+        return differ or any(self._from_rows(other) for other in before)
 
     def _value(self, node: fx.Node, trial: int) -> Any:
         if node.op == "placeholder":

@@ -120,7 +120,7 @@ class TransformerTrunk(nn.Module):
         kept = self._kept(state)
         if self.reads == "last":
             places = torch.arange(kept.shape[1], device=kept.device)
-            rows = torch.arange(len(hidden), device=hidden.device)
+            rows = torch.arange(hidden.shape[0], device=hidden.device)
             return hidden[rows, (places * kept).argmax(dim=1)]
         weights = kept.to(hidden.dtype)[:, :, None]
         mean: Tensor = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

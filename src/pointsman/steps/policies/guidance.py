@@ -156,7 +156,8 @@ def guidance(
         )
     mask = torch.zeros(len(guided_n), evaluations, dtype=torch.bool, device=guided_n.device)
     mask[:, conditional], mask[:, unconditional] = True, guided_n
-    weights = torch.zeros(mask.shape, device=guided_n.device)
-    weights[:, conditional] = torch.where(guided_n, float(scale), 1.0)
+    # In double precision: s and 1 - s are rounded once, to the type of the predictions.
+    weights = torch.zeros(mask.shape, dtype=torch.float64, device=guided_n.device)
+    weights[:, conditional] = torch.where(guided_n, float(scale), 1.0).double()
     weights[:, unconditional] = 1.0 - scale
     return Route.from_dense(weights, mask)
