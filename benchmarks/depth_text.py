@@ -49,9 +49,10 @@ SIZE = 8_000_000  # bytes of the training text
 RATE = 3e-3
 EARLY = (1, 3, 5)  # layers after which a token may leave, where it chooses
 THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.5)
-SPECULATE = ((1, 4), (2, 4), (2, 8), (4, 6))  # drafts come after so many layers, so many of them
+# drafts come after so many layers, so many of them, while they are as sure as this
+SPECULATE = ((1, 4, 0.0), (2, 4, 0.0), (3, 4, 0.0), (4, 6, 0.0), (2, 8, 0.6), (3, 8, 0.6))
 PROMPT = 64  # bytes
-ROUTED = (256, 128)  # windows that routers learn from, and that they are measured on
+ROUTED = (192, 96)  # windows that routers learn from, and that they are measured on
 PARTS = ("bits", "speed", "batch", "recursion", "routers", "peer")
 
 
@@ -198,9 +199,10 @@ def own_contenders(
             decode, some, new=new, thresholds=[0.9, 0.9, -math.inf], keep=keep
         )
     every = LanguageExits(exits, at=range(LAYERS - 1))
-    for after, drafts in SPECULATE:
-        found[f"speculation: {drafts} drafts after {after}"] = partial(
-            speculate, every, new=new, drafts=drafts, exit_=after - 1
+    for after, drafts, sure in SPECULATE:
+        while_sure = f" while {sure:g} sure" if sure else ""
+        found[f"speculation: {drafts} drafts after {after}{while_sure}"] = partial(
+            speculate, every, new=new, drafts=drafts, exit_=after - 1, sure=sure
         )
     return found
 
@@ -296,12 +298,14 @@ def peer_table(exits: Decoder, count: int, new: int) -> list[dict[str, Any]]:
         raise SystemExit(f"the two models should say the same, they are {apart:.2g} apart")
     plain = {"do_sample": False, "max_new_tokens": new, "use_cache": True}
 
-    def generate(ids: Tensor, after: int | None = None, drafts: int = 0) -> Tensor:
+    def generate(
+        ids: Tensor, after: int | None = None, drafts: int = 0, sure: float = 0.0
+    ) -> Tensor:
         more: dict[str, Any] = {}
         if after is not None:
             more = {"assistant_early_exit": after, "num_assistant_tokens": drafts}
             more |= {"num_assistant_tokens_schedule": "constant"}
-            more |= {"assistant_confidence_threshold": 0.0}
+            more |= {"assistant_confidence_threshold": sure}
         with torch.no_grad():
             text: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **plain, **more)
         return text
@@ -313,14 +317,14 @@ def peer_table(exits: Decoder, count: int, new: int) -> list[dict[str, Any]]:
         "pointsman on it: full depth": partial(decode, LanguageExits(model, at=[]), new=new),
         "pointsman's Decoder: full depth": partial(decode, LanguageExits(exits, at=[]), new=new),
     }
-    for after, drafts in SPECULATE:
-        about = f"{drafts} drafts after {after}"
+    for after, drafts, sure in SPECULATE:
+        about = f"{drafts} drafts after {after}" + (f" while {sure:g} sure" if sure else "")
         contenders[f"transformers: assistant_early_exit, {about}"] = partial(
-            generate, after=after, drafts=drafts
+            generate, after=after, drafts=drafts, sure=sure
         )
         for name, which in (("pointsman on it", every), ("pointsman's Decoder", ours)):
             contenders[f"{name}: speculation, {about}"] = partial(
-                speculate, which, new=new, drafts=drafts, exit_=after - 1
+                speculate, which, new=new, drafts=drafts, exit_=after - 1, sure=sure
             )
     measured = timed(contenders, prompts, new)
     base = measured["transformers: generate"]
@@ -383,8 +387,8 @@ def router_table(decoder: Decoder, seed: int = 0) -> list[dict[str, Any]]:
     """Routers that skip layers for a whole window, supervised by search, beside the oracle."""
     from pointsman.depth.layers.gap import skip_gap
     from pointsman.depth.layers.network import SkipNetwork
-    from pointsman.depth.layers.routers import WindowRouters
     from pointsman.depth.layers.paths import enumerate_paths
+    from pointsman.depth.layers.routers import WindowRouters
     from pointsman.depth.layers.search import every_path
     from pointsman.depth.layers.training import fit_routers
 
@@ -407,8 +411,8 @@ def router_table(decoder: Decoder, seed: int = 0) -> list[dict[str, Any]]:
     rows = []
     for tolerance in (0.005, 0.01, 0.02):
         runs, found = tried[0].best(tolerance=tolerance)
-        fit_routers(network, parts[0][0][found], runs[found], updates=400, seed=seed)
-        gap = skip_gap(network, *parts[1], tried[1], quality=saved)
+        fit_routers(network, parts[0][0][found], runs[found], updates=200, seed=seed)
+        gap = skip_gap(network, *parts[1], tried[1], (-1.0, 0.0, 1.0), quality=saved)
         at = gap.at(0.0)
         names = ("whole", "routers", "shuffled", "exchanged", "oracle")
         rows.append(

@@ -26,9 +26,9 @@ from torch.nn import functional
 
 from pointsman.cost import Cost, count_flops
 from pointsman.depth.heads import HeadMaker, language_heads, pooled_linear
-from pointsman.depth.measuring import Savings, compare
+from pointsman.depth.measuring import Savings, timed_savings
 from pointsman.depth.placing import places
-from pointsman.depth.trunks import SequentialTrunk, trunk_of
+from pointsman.depth.trunks import SequentialTrunk, TracedTrunk, trunk_of
 from pointsman.depth.trunks.rows import checked_batch, count_rows, take_rows
 from pointsman.errors import InputError
 from pointsman.frontier.points import Frontier
@@ -50,6 +50,8 @@ from pointsman.select import max_probability
 # requires. At inf nobody leaves early and no early head runs; at 0 the first exit answers all.
 KNOBS = (math.inf, 0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 ROWS_AT_ONCE = 512
+# Networks whose last block gives the logits: what they do after their features is not told apart.
+ENDING = (SequentialTrunk, TracedTrunk)
 
 
 class EarlyExit(nn.Module):
@@ -91,18 +93,18 @@ class EarlyExit(nn.Module):
     ) -> None:
         super().__init__()
         checked_batch(example)
-        trunk: Any = trunk_of(backbone, example, at)
-        self.trunk = trunk
-        names = self.trunk.names
+        named = [] if isinstance(at, str | int) else at  # what is no list, `places` refuses
+        self.trunk = trunk = _module(trunk_of(backbone, example, named))
+        names = trunk.names
         cuts = places(at, names)
         self.exits = (*(names[cut] for cut in cuts), names[-1])
         self.cuts = (*(cut + 1 for cut in cuts), len(names))
         states = self._states(example)
-        with evaluating(self.trunk), torch.no_grad():
-            features = [self.trunk.features(state) for state in states[:-1]]
-            logits = self.trunk.finish(states[-1])
+        with evaluating(trunk), torch.no_grad():
+            features = [trunk.features(state) for state in states[:-1]]
+            logits = trunk.finish(states[-1])
         self.num_classes = _classes(logits, "the backbone")
-        if heads is None and logits.ndim > 2:
+        if heads is None and logits.ndim > 2 and not isinstance(trunk, ENDING):
             heads = language_heads(trunk, states[-1], len(cuts))
         if heads is None:
             heads = partial(pooled_linear, channels=getattr(trunk, "channels", 1))
@@ -275,7 +277,7 @@ class EarlyExit(nn.Module):
 
         with evaluating(self.trunk):
             alone = count_flops(self.trunk, example)
-        return compare(
+        return timed_savings(
             lambda: self.run(x, thresholds, confidence),
             whole,
             flops=paid.mean(),
@@ -364,6 +366,13 @@ def joint_loss(
         for w, logits in zip(shares, outputs, strict=True)
     ]
     return torch.stack(losses).sum()
+
+
+def _module(trunk: Any) -> Any:
+    """A trunk, which is an nn.Module too."""
+    if not isinstance(trunk, nn.Module):
+        raise InputError(f"a trunk is an nn.Module, got {type(trunk).__name__}")
+    return trunk
 
 
 def _classes(logits: object, what: str) -> int:

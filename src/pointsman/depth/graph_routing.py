@@ -108,7 +108,8 @@ class RoutingVectors(nn.Module):
 
         def of(queries_Q: Tensor, vertices_QC: Tensor) -> Tensor:
             products = torch.einsum("qcd,qd->qc", vectors_VD[vertices_QC], queries_QD[queries_Q])
-            return products + offset_V[vertices_QC]
+            scores: Tensor = products + offset_V[vertices_QC]
+            return scores
 
         return of
 
@@ -232,7 +233,7 @@ class ImitateExpert:
 
 def _hops(neighbours_VK: Tensor, target_Q: Tensor) -> Callable[[Tensor], Tensor]:
     """`hops_to` for batches of these targets, all at once where the table is not too large."""
-    every = target_Q.unique()
+    every: Tensor = torch.unique(target_Q)
     if len(every) * len(neighbours_VK) > TABLE:
         return partial(hops_to, neighbours_VK)
     table = hops_to(neighbours_VK, every)

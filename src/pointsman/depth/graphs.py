@@ -121,7 +121,9 @@ def distance_score(vectors_VD: Tensor, queries_QD: Tensor) -> Score:
     """The negative distance between query and base vector: the plain search."""
 
     def score(queries_Q: Tensor, vertices_QC: Tensor) -> Tensor:
-        return -(vectors_VD[vertices_QC] - queries_QD[queries_Q][:, None]).norm(dim=2)
+        apart: Tensor = vectors_VD[vertices_QC] - queries_QD[queries_Q][:, None]
+        distance: Tensor = torch.linalg.vector_norm(apart, dim=2)
+        return distance.neg()
 
     return score
 

@@ -58,7 +58,7 @@ class Savings:
         )
 
 
-def compare(
+def timed_savings(
     exits: Callable[[], Any],
     whole: Callable[[], Any],
     *,

@@ -117,7 +117,7 @@ class CascadeLosses(nn.Module):
         super().__init__()
         self.keep = check_keep(keep)
         single = isinstance(temperature, int | float)
-        given = [temperature] * len(keep) if single else list(temperature)  # type: ignore[arg-type, list-item]
+        given = [temperature] * len(keep) if single else list(temperature)  # type: ignore[arg-type]
         if len(given) != len(keep):
             raise InputError(f"{len(keep)} stages need a temperature each, got {len(given)}")
         self.temperatures, self.sort, self.alone = given, sort, alone

@@ -20,7 +20,8 @@ What was settled:
   less probability than the whole network does. A path that is right by a hair does not carry over
   to the next input. Of an input's equally short paths the more probable one is the label.
 - This, the noise, the 0.75 points and the parts were set on seeds from 100 on.
-- Routers have 8 hidden units instead of 128, as a block here is only 64 wide inside.
+- Routers have 8 hidden units instead of 128, as a block here is only 64 wide inside; classes are
+  weighed with beta 0.9, as repeats are next to none among the labels and would weigh too much.
 - Random skipping keeps each input's number of skips and repeats and draws the blocks.
 """
 
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     from pointsman.depth.layers.perceptron import ResidualPerceptron
     from pointsman.depth.layers.search import Tried
 
-BLOCKS, WIDTH, NOISE, UPDATES = 6, 32, 0.3, 500
+BLOCKS, WIDTH, NOISE, UPDATES = 6, 32, 0.1, 500
 EDITS, MARGIN, SLACK, HIDDEN, LEARNED, BETA = 2, 0.1, 0.0075, 8, 700, 0.9
-PRICES = (-6.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0)
+PRICES = (-6.0, -4.0, *(at / 8 for at in range(-24, 1)))
 
 
 def quick() -> None:

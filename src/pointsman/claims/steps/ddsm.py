@@ -15,7 +15,9 @@ What was settled:
   scrambled Sobol sequence made normal, so that less of the distance is chance; search and test have
   sequences and draws of their own.
 - The search may spend 60% of the whole network's FLOPs: a plan over that is worse than any within,
-  by how far it is over. Population 16, 8 generations. All plans of a search meet the same noise.
+  by how far it is over. Population 50 and 10 generations, as published. A first full run with 16
+  and 8 missed the criterion: 6.1% above the whole network, where 5% is asked. All plans of a search
+  meet the same noise.
 - The other plans: 20 random ones of 50% to 60% of the FLOPs, of which the best is chosen on the
   test noise itself, to their advantage; and each width alone.
 """
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
 HIDDEN, UPDATES, BATCH, RATE = 64, 600, 128, 5e-3
 STEPS, SAMPLES, BUDGET, RANDOM = 20, 1024, 0.6, 20
-GENERATIONS = 8
+POPULATION, GENERATIONS = 50, 10
 
 
 def quick() -> None:
@@ -109,7 +111,8 @@ def _start(seed: int) -> "Tensor":
     """Normal starting points that fill the plane evenly."""
     import torch
 
-    points = torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(SAMPLES)
+    engine = torch.quasirandom.SobolEngine(2, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    points = engine.draw(SAMPLES)
     start: Tensor = torch.special.ndtri(points.double().clamp(1e-6, 1 - 1e-6)).float()
     return start
 
@@ -151,7 +154,11 @@ def full(seed: int) -> Figures:
         share = float(plan_cost(plan, costs) / whole)
         return searching(plan) if share <= BUDGET else 1000.0 + share
 
-    found = PlanSearch(4, STEPS, generations=GENERATIONS, seed=seed).fit(loss).plan_
+    found = (
+        PlanSearch(4, STEPS, population=POPULATION, generations=GENERATIONS, seed=seed)
+        .fit(loss)
+        .plan_
+    )
     others = random_plans(
         RANDOM, STEPS, costs, at_least=whole * 0.5, at_most=whole * BUDGET, seed=seed
     )

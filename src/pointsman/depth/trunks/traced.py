@@ -7,25 +7,22 @@ Legend: n inputs, B blocks.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
+from pointsman.depth.trunks.blocks import Alive, Block, Plan, references, step_of
 from pointsman.depth.trunks.rows import (
     blank_row,
     checked_batch,
     count_rows,
     several_rows,
-    share,
-    shared,
     take_rows,
     tensors,
 )
-from pointsman.depth.trunks.tracing import SizedTracer, attribute, traced
+from pointsman.depth.trunks.tracing import SizedTracer, traced
 from pointsman.depth.trunks.walking import check_walk
 from pointsman.errors import InputError
 from pointsman.run import State
@@ -106,102 +103,9 @@ class TracedTrunk(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
-class _Ref:
-    """The value of an earlier step."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class _Step:
-    name: str
-    op: str
-    target: Any
-    args: Any
-    options: Any
-
-    def run(self, model: nn.Module, found: dict[str, Any]) -> Any:
-        if self.op == "get_attr":
-            return attribute(model, self.target)
-
-        def look_up(leaf: Any) -> Any:
-            return found[leaf.name] if isinstance(leaf, _Ref) else leaf
-
-        args, options = _mapped((self.args, self.options), look_up)
-        if self.op == "call_module":
-            return model.get_submodule(self.target)(*args, **options)
-        if self.op == "call_method":
-            return getattr(args[0], self.target)(*args[1:], **options)
-        return self.target(*args, **options)
-
-
-@dataclass(frozen=True)
-class _Alive:
-    """A value that crosses a cut.
-
-    Attributes:
-        name: of its step.
-        key: in the state.
-        rows: of one input in a tensor; 0: a tensor that all inputs share; None: no tensor.
-        sizes: of what is no tensor, on two inputs and on three.
-    """
-
-    name: str
-    key: str
-    rows: int | None
-    sizes: tuple[Any, Any]
-
-    def kept(self, value: Any, n: int) -> Tensor | None:
-        if self.rows is None:
-            return None
-        if self.rows == 0:
-            return share(value, n)
-        x: Tensor = value
-        return x if self.rows == 1 else x.reshape(n, self.rows, *x.shape[1:])
-
-    def back(self, state: State, n: int) -> Any:
-        if self.rows is None:
-            return _at(self.sizes[0], self.sizes[1], n)
-        rows: Tensor = state[self.key]
-        if self.rows == 0:
-            return shared(rows)
-        return rows if self.rows == 1 else rows.flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The steps between two cuts, and what is alive at both."""
-
-    before: tuple[_Alive, ...]
-    steps: tuple[_Step, ...]
-    after: tuple[_Alive, ...]
-
-    def run(self, model: nn.Module, state: State) -> State:
-        n = count_rows(state)
-        found = {alive.name: alive.back(state, n) for alive in self.before}
-        for step in self.steps:
-            found[step.name] = step.run(model, found)
-        kept = {alive.key: alive.kept(found[alive.name], n) for alive in self.after}
-        return {key: rows for key, rows in kept.items() if rows is not None}
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """The blocks of a network in one mode."""
-
-    first: str
-    blocks: tuple[_Block, ...]
-    sized: bool
-    shapes: tuple[tuple[int, ...], ...]  # of what is given at the cuts
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Plan":
-        return self  # never changes
-
-
 def _plans(
     model: nn.Module, trial: Any, cuts: list[str]
-) -> tuple[tuple[_Plan, _Plan], tuple[str, ...]]:
+) -> tuple[tuple[Plan, Plan], tuple[str, ...]]:
     """The blocks in evaluation and in training mode, and their names."""
     trials = [_arguments(model, take_rows(trial, slice(0, n))) for n in (2, 3)]
     try:
@@ -308,13 +212,13 @@ def _alive(nodes: list[fx.Node], at: int) -> list[fx.Node]:
     ]
 
 
-def _plan(tracer: SizedTracer, ends: list[int]) -> _Plan:
+def _plan(tracer: SizedTracer, ends: list[int]) -> Plan:
     nodes = list(tracer.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     result = nodes[-1].args[0]
     if not isinstance(result, fx.Node) or not isinstance(tracer.values[result][0], Tensor):
         raise InputError("a network to cut gives one tensor, its logits")
-    steps = {node: _step(node) for node in nodes if node.op not in ("placeholder", "output")}
+    steps = {node: step_of(node) for node in nodes if node.op not in ("placeholder", "output")}
     crossing = [_crossing(tracer, inputs, inputs[0])]
     for end in ends[:-1]:
         out = nodes[end]
@@ -325,38 +229,14 @@ def _plan(tracer: SizedTracer, ends: list[int]) -> _Plan:
     blocks = []
     for at, (start, stop) in enumerate(pairwise([-1, *ends])):
         own = [steps[n] for n in nodes[start + 1 : stop + 1] if n in steps and n.op != "get_attr"]
-        used = {name for step in own for name in _refs(step)}
+        used = {name for step in own for name in references(step)}
         needed = [step for step in attributes if step.name in used]
-        blocks.append(_Block(crossing[at], (*needed, *own), crossing[at + 1]))
+        blocks.append(Block(crossing[at], (*needed, *own), crossing[at + 1]))
     shapes = tuple(tuple(tensors(tracer.values[nodes[end]][1])[0].shape) for end in ends)
-    return _Plan(str(inputs[0].target), tuple(blocks), tracer.sized or _carries(crossing), shapes)
+    return Plan(str(inputs[0].target), tuple(blocks), tracer.sized or _carries(crossing), shapes)
 
 
-def _step(node: fx.Node) -> _Step:
-    def refer(leaf: Any) -> Any:
-        return _Ref(leaf.name) if isinstance(leaf, fx.Node) else leaf
-
-    args, options = _mapped((node.args, node.kwargs), refer)
-    return _Step(node.name, node.op, node.target, args, options)
-
-
-def _mapped(arguments: Any, function: Callable[[Any], Any]) -> Any:
-    return map_aggregate(arguments, function)
-
-
-def _refs(step: _Step) -> Iterator[str]:
-    found: list[str] = []
-
-    def note(leaf: Any) -> Any:
-        if isinstance(leaf, _Ref):
-            found.append(leaf.name)
-        return leaf
-
-    _mapped((step.args, step.options), note)
-    return iter(found)
-
-
-def _crossing(tracer: SizedTracer, nodes: Sequence[fx.Node], out: fx.Node) -> tuple[_Alive, ...]:
+def _crossing(tracer: SizedTracer, nodes: Sequence[fx.Node], out: fx.Node) -> tuple[Alive, ...]:
     """How each value that crosses a cut is kept."""
     found = []
     for node in nodes:
@@ -375,12 +255,12 @@ def _crossing(tracer: SizedTracer, nodes: Sequence[fx.Node], out: fx.Node) -> tu
         if node.op == "placeholder" and node is not out:
             key = str(node.target)
         found.append(
-            _Alive(node.name, key, rows, (None, None) if rows is not None else (two, three))
+            Alive(node.name, key, rows, (None, None) if rows is not None else (two, three))
         )
     return tuple(found)
 
 
-def _carries(crossing: Sequence[tuple[_Alive, ...]]) -> bool:
+def _carries(crossing: Sequence[tuple[Alive, ...]]) -> bool:
     """Whether sizes other than the number of inputs cross a cut."""
 
     def constant(two: Any, three: Any) -> bool:
@@ -393,17 +273,7 @@ def _carries(crossing: Sequence[tuple[_Alive, ...]]) -> bool:
     )
 
 
-def _at(two: Any, three: Any, n: int) -> Any:
-    """A size on n inputs, from what it is on two and on three."""
-    if isinstance(two, tuple | list):
-        parts = [_at(a, b, n) for a, b in zip(two, three, strict=True)]
-        return type(two)(parts)
-    if isinstance(two, int) and not isinstance(two, bool):
-        return two + (three - two) * (n - 2)
-    return two
-
-
-def _channels(model: nn.Module, plan: _Plan) -> int:
+def _channels(model: nn.Module, plan: Plan) -> int:
     """The last dimension where sequences (n, S, D) are normalised over D, else the second."""
     widths = {
         module.normalized_shape[-1]

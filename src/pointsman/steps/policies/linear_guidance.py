@@ -121,7 +121,8 @@ class LinearGuidance:
             return Settled(prediction, ((), ()))
         if self._estimates(now):
             regressors = torch.stack([*having, *without])
-            estimate = torch.tensordot(self.coefficients_[now.step], regressors, dims=1)
+            weights = self.coefficients_[now.step].to(regressors)
+            estimate = torch.tensordot(weights, regressors, dims=1)
             prediction = self.scale * having[-1] + (1 - self.scale) * estimate
         else:
             estimate = computed.of(self.unconditional)[1]
