@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from depth_networks import PLAIN, Part, Task, augmenter, cifar10, digits, logits, trained
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pointsman.cost import count_flops
 from pointsman.depth import EarlyExit
@@ -147,28 +148,30 @@ def learned_gate(task: Task, net: EarlyExit, price: float, seed: int) -> Exits:
 
 
 class Read(nn.Module):
-    """One exit's linear layer on the features of all exits, (n, S, K)."""
+    """One exit's linear layer on the features of all exits, (n, S, most K)."""
 
     def __init__(self, linear: nn.Linear, exit_: int) -> None:
         super().__init__()
         self.linear, self.exit = linear, exit_
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.linear(x[:, self.exit])
+        answer: Tensor = self.linear(x[:, self.exit, : self.linear.in_features])
         return answer
 
 
 @torch.no_grad()
 def features(net: EarlyExit, part: Part, rows: int = 500) -> Tensor:
-    """What the linear layers of all exits read, (N, S, K)."""
+    """What the linear layers of all exits read, (N, S, most K), with zeros where K is less."""
     *stages, end = net.backbone
     assert isinstance(end, CoarseHead)
+    widest = end.linear.in_features
     found = []
     for state in part.x.split(rows):
         pooled = []
         for stage in stages:
             state = stage(state)
-            pooled.append(end.pooled(state))
+            read = end.pooled(state)
+            pooled.append(functional.pad(read, (0, widest - read.shape[1])))
         found.append(torch.stack(pooled, dim=1))
     return torch.cat(found)
 

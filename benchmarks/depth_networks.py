@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pointsman.depth import EarlyExit
 from pointsman.depth.fitting import Batches, Recipe, fit_weights
-from pointsman.depth.networks import Layer, coarse_heads, two_scale
+from pointsman.depth.networks import STAGES, Layer, StageShape, coarse_heads, two_scale
 from pointsman.depth.training import ExitLoss, train_jointly
 from pointsman.learn.muon import Muon
 
@@ -26,6 +26,12 @@ BATCH = 125
 RATE = 0.1  # of the filters and of the rest
 # Half of what an early exit learns is the last one's answer.
 EXIT_LOSS = ExitLoss(distil=0.5, temperature=2.0, smoothing=SMOOTHING)
+# From 8 x 8 pixels; coarse features of 4 x 4.
+DIGITS = (
+    StageShape(fine=(Layer(8), Layer(16)), down=(32,)),
+    StageShape(fine=(Layer(32),), down=(48,)),
+    StageShape(fine=(Layer(48),), down=(64,)),
+)
 
 
 class Part(NamedTuple):
@@ -44,8 +50,7 @@ class Task:
             measure.
         shift: pixels by which training images are moved at most.
         flip: whether training images are mirrored.
-        shape: of the full network, arguments of `two_scale`.
-        stages: blocks of each stage of the full network.
+        stages: shapes of the full network's stages.
         epochs: of every network.
     """
 
@@ -56,8 +61,7 @@ class Task:
     test: Part
     shift: int
     flip: bool
-    shape: dict[str, Any]
-    stages: Sequence[tuple[int, int]]
+    stages: Sequence[StageShape]
     epochs: int
 
 
@@ -74,15 +78,13 @@ def cifar10(path: Path, epochs: int) -> Task:
     }
     parts = {name: _part(x[at], y[at], *scale) for name, at in rows.items()}
     test = _part(data["x_test"], data["y_test"], *scale)
-    stem = (Layer(24, kernel=4, stride=2), Layer(24), Layer(48, stride=2))
     return Task(
         "CIFAR-10",
         **parts,
         test=test,
         shift=3,
         flip=True,
-        shape={"stem": stem, "coarse": 80},
-        stages=((0, 1), (1, 1), (1, 1), (2, 1)),
+        stages=STAGES,
         epochs=epochs,
     )
 
@@ -107,8 +109,7 @@ def digits(epochs: int) -> Task:
         **parts,
         shift=1,
         flip=False,
-        shape={"channels": 1, "stem": (Layer(8), Layer(16)), "coarse": 32},
-        stages=((0, 0), (1, 1), (1, 1), (1, 1)),
+        stages=DIGITS,
         epochs=epochs,
     )
 
@@ -146,18 +147,19 @@ def augmenter(task: Task, seed: int) -> Callable[[Tensor], Tensor]:
 
 def network(task: Task, stages: int | None = None, width: float = 1.0) -> nn.Sequential:
     """The full network, its first stages alone, or one of narrower layers."""
-    shape = dict(task.shape)
-    if width != 1.0:
-        shape["stem"] = tuple(
-            layer._replace(channels=_rounded(width * layer.channels)) for layer in shape["stem"]
+
+    def narrow(channels: int) -> int:
+        return max(8, 8 * round(width * channels / 8))
+
+    shapes = [
+        StageShape(
+            [layer._replace(channels=narrow(layer.channels)) for layer in stage.fine],
+            [narrow(channels) for channels in stage.down],
         )
-        shape["coarse"] = _rounded(width * shape["coarse"])
-    net = two_scale(**shape, blocks=task.stages[:stages])
+        for stage in task.stages[:stages]
+    ]
+    net = two_scale(task.train.x.shape[1], stages=shapes)
     return net.to(memory_format=torch.channels_last)
-
-
-def _rounded(channels: float) -> int:
-    return max(8, 8 * round(channels / 8))
 
 
 def with_exits(task: Task) -> EarlyExit:

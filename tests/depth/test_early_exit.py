@@ -385,8 +385,11 @@ def build(backbone=None, at=("act",), x=None, **options):
         (lambda: build(heads=[nn.Linear(8, 4)]), "3 classes.*'act' gives 4"),
         (lambda: build(heads=[nn.Linear(8, 3)] * 2), "1 exits need 1 heads, got 2"),
         (lambda: build(heads=[nn.Unflatten(1, (2, 4))]), r"head at 'act'.*\(2, 2, 4\)"),
-        (lambda: build(Branching()), "one after the other, got Branching"),
-        (lambda: build(nn.ModuleDict({"a": nn.ReLU()})), "got ModuleDict"),
+        (lambda: build(Branching()), "Branching cannot be cut in two.*as a list"),
+        (
+            lambda: build(nn.ModuleDict({"a": nn.ReLU()})),
+            "forward of its own, which ModuleDict has not",
+        ),
         (lambda: build([nn.Linear(4, 3)], at=[0]), "at least two children, got 1"),
         (lambda: build([nn.ReLU(), torch.relu], at=[0]), "got builtin_function_or_method at 1"),
         (lambda: build([nn.ReLU(), nn.Unflatten(1, (2, 2))], at=[0]), r"like.*, \(2, 2, 2\)"),

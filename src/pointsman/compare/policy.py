@@ -26,7 +26,7 @@ from pointsman.compare.rules import USUAL, rules_for
 from pointsman.compare.ways import Spending
 from pointsman.cost import Cost
 from pointsman.errors import InputError, PolicyError
-from pointsman.run import Confidence, Stage, StageCosts, run_staged
+from pointsman.run import Stage, StageCosts, StoppingRule, run_staged
 from pointsman.writing import write_atomically
 
 FORMAT, VERSION = "pointsman-policy", 2
@@ -98,11 +98,11 @@ class Policy:
                 f"{', '.join(map(str, shape))}), got {tuple(x.shape)}"
             )
         stages, unit, parts = self.stages(), self.costs.advance.unit, []
-        confidence = rules_for(self.data["kind"])[self.rule]
+        rule = rules_for(self.data["kind"])[self.rule]
         with torch.no_grad():
             for start in range(0, max(len(x), 1), ROWS_AT_ONCE):
                 inputs = self.preparation.inputs(x[start : start + ROWS_AT_ONCE])
-                logits, stage, cost = self._answer(stages, inputs, confidence)
+                logits, stage, cost = self._answer(stages, inputs, rule)
                 logits = logits if logits.ndim == 2 else logits[:, -1]
                 best = torch.softmax(logits, dim=1).max(dim=1)
                 parts.append((best.indices, best.values, stage, cost))
@@ -110,7 +110,7 @@ class Policy:
         return Predictions(columns[0], columns[1], columns[2], Cost(columns[3], unit))
 
     def _answer(
-        self, stages: list[Stage], inputs: Tensor, confidence: Confidence
+        self, stages: list[Stage], inputs: Tensor, rule: StoppingRule
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, who answered, and what it cost, of a batch."""
         alone = next(at for at, limit in enumerate(self.thresholds) if limit < math.inf)
@@ -118,7 +118,7 @@ class Policy:
         if isinstance(answer, Spending) and self.costs.advance.unit == "MFLOPs":
             logits, spent = answer.spend(inputs)
             return logits, torch.full((len(inputs),), alone), spent
-        found = run_staged(stages, inputs, self.thresholds, confidence)
+        found = run_staged(stages, inputs, self.thresholds, rule)
         cost = found.route.cost(self.costs.per_stage(self.thresholds)).amount
         return found.output, found.stage, torch.as_tensor(cost)
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from pointsman.compare.data import Array, Kind
 from pointsman.compare.judging import judge
-from pointsman.compare.rules import USUAL, rules_for
+from pointsman.compare.rules import PATIENCE, USUAL, rules_for
 from pointsman.cost import Cost, compare_latency, count_flops
 from pointsman.frontier import Frontier, Outcomes, Point, safest_first, standard_error
-from pointsman.run import Stage, StageCosts, outcomes_of_stages, subset_thresholds
+from pointsman.run import Stage, StageCosts, State, outcomes_of_stages, subset_thresholds
 
 TITLES = {
     "dense": "Plain networks, one alone",
@@ -156,7 +156,9 @@ class Way:
                 found[self.stage_names[at]] = Setting(subset_thresholds([at], [], count))
         if self.name not in ASKED_IN_TURN:
             return found
-        for length in range(2, LONGEST_CHAIN + 1):
+        # what patience remembers was said by all stages: it is tried where all are asked
+        lengths = [count] if rule == PATIENCE else range(2, min(LONGEST_CHAIN, count) + 1)
+        for length in lengths:
             for chain in combinations(range(count), length):
                 names = " > ".join(self.stage_names[at] for at in chain)
                 for limit in _grid(sureness[list(chain[:-1])]):
@@ -205,10 +207,14 @@ def answer_all(stages: Sequence[Stage], x: Tensor, y: Tensor, kind: Kind) -> Ans
             torch.split(x, ROWS_AT_ONCE), torch.split(y, ROWS_AT_ONCE), strict=True
         ):
             state, rows, costs = inputs, [], []
-            for stage in stages:
+            memory: dict[str, State] = {}
+            for at, stage in enumerate(stages):
                 state = stage.advance(state) if stage.advance is not None else state
                 logits, cost = answer_and_spend(stage.answer, state)
-                sure = [rule(logits) for rule in rules.values()]
+                sure = []
+                for name, rule in rules.items():
+                    row, memory[name] = rule.sureness(logits, at, memory.get(name))
+                    sure.append(row)
                 rows.append(torch.stack([*sure, *judge(logits, targets, kind)]))
                 costs.append(cost)
             judged.append(torch.stack(rows, dim=1))  # (rules + 2, S, n)

@@ -17,7 +17,7 @@ once its accuracy on validation stalls.
 Where we depart: the scale in the heads' loss is taken without gradient, too. With it, the scaled
 loss is sum_l CE_l exactly and the shares P_l cancel, in value and in gradient. Costs are counted
 FLOPs, not numbers of layers. The weights of positives are found again whenever the gates' turn
-begins.
+begins, and are at least 0.01: a gate without a negative would not learn anything at 0.
 
 Legend: n inputs, G gates, S = G + 1 exits, C classes.
 """
@@ -47,6 +47,7 @@ from pointsman.errors import InputError
 from pointsman.run import StageCosts, evaluating
 
 MOST_WEIGHT = 5.0  # of a positive in the gates' loss
+LEAST_WEIGHT = 0.01  # above 0, or a gate that should always be open would never learn to be
 WARM_UP, RECIPE = Recipe(epochs=6, rate=1e-2), Recipe(epochs=10, rate=1e-2)
 
 
@@ -169,7 +170,7 @@ class _Turns:
         if not targets:
             raise InputError("the validation data gave no batch: give what can be iterated again")
         share = torch.cat(targets).mean(dim=0)
-        return ((1 - share) / share.clamp_min(1e-6)).clamp_max(MOST_WEIGHT)
+        return ((1 - share) / share.clamp_min(1e-6)).clamp(LEAST_WEIGHT, MOST_WEIGHT)
 
 
 @dataclass(eq=False)

@@ -4,13 +4,14 @@ Huang et al., "Multi-Scale Dense Networks for Resource Efficient Image Classific
 2018, arXiv:1703.09844): an exit needs coarse, global features, while the layers after it need fine
 ones, so a network that keeps both scales can answer anywhere. Here every stage computes
 
-    fine'   = blocks(fine)
-    coarse' = blocks(relu(down(fine') + coarse))            coarse = 0 before the first stage
+    fine'   = layers(fine)
+    coarse' = relu(down(fine') + widen(coarse))            coarse = 0 before the first stage
 
 and an exit is a linear layer on the pooled coarse features. What an exit computes is not lost when
 the input goes on: the next stage builds on it, so an exit costs next to nothing. Where we depart:
-two scales instead of three, sums instead of concatenations (fewer, wider convolutions, which run
-faster per FLOP), residual blocks (He et al. 2016, arXiv:1512.03385), means and maxima pooled.
+two scales instead of three, of which the fine one gets coarser on the way; sums instead of
+concatenations (fewer, wider convolutions, which run faster per FLOP); max pooling between
+convolutions at full resolution instead of strides, which learns much more from little data.
 
     net = two_scale()                                    # nn.Sequential: stage1, ..., end
     exits = EarlyExit(net, at=["stage1", "stage2"], example=x, heads=coarse_heads(net))
@@ -20,7 +21,6 @@ Legend: T inputs, F channels of fine features, K of coarse ones, H x W pixels, C
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -28,68 +28,56 @@ from torch.nn import functional
 
 from pointsman.errors import InputError
 
-Scales = tuple[Tensor, Tensor]  # fine (T, F, H, W) and coarse (T, K, H / 2, W / 2)
+Scales = tuple[Tensor, Tensor]  # fine (T, F, H, W) and coarse (T, K, h, w)
 
 
 class Layer(NamedTuple):
-    """One convolution of the stem: its channels, the side of its kernel and its stride."""
+    """A 3 x 3 convolution to so many channels, after which pixels may be halved by max pooling."""
 
     channels: int
-    kernel: int = 3
-    stride: int = 1
+    pool: bool = False
 
 
-# From 32 x 32 pixels to fine features of 8 x 8; widths of multiples of 8 run faster.
-STEM = (Layer(24, kernel=4, stride=2), Layer(24), Layer(64, stride=2))
+class StageShape(NamedTuple):
+    """Layers on the fine features, and channels of the convolutions down to the coarse ones.
+
+    Each convolution on the way down follows a max pooling; every stage ends at the same number of
+    coarse pixels.
+    """
+
+    fine: Sequence[Layer]
+    down: Sequence[int]
 
 
-def convolution(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, relu: bool = True
-) -> nn.Sequential:
-    """Convolution without a bias, batch normalisation and, if asked, ReLU."""
-    padding = (kernel - 1) // 2
-    parts: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
-        nn.BatchNorm2d(outputs),
-    ]
-    return nn.Sequential(*parts, *([nn.ReLU()] if relu else []))
-
-
-class Residual(nn.Module):
-    """relu(x + two convolutions of x), shape kept."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            convolution(channels, channels), convolution(channels, channels, relu=False)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, channels, H, W) -> the same."""
-        return functional.relu(x + self.body(x))
+# From 32 x 32 pixels; coarse features of 4 x 4. Widths of multiples of 8 run faster.
+STAGES = (
+    StageShape(fine=(Layer(24, pool=True), Layer(32)), down=(64, 96)),
+    StageShape(fine=(Layer(56, pool=True),), down=(128,)),
+    StageShape(fine=(Layer(96),), down=(128,)),
+    StageShape(fine=(Layer(96),), down=(128,)),
+)
 
 
 class TwoScaleStage(nn.Module):
-    """Fine features, what they add to the coarse ones, and blocks on both.
+    """Layers on fine features, and what the result adds to the coarse ones.
 
     Args:
-        fine: shape -> shape, or from pixels in the first stage.
-        down: fine (T, F, H, W) -> (T, K, H / 2, W / 2).
-        coarse: shape -> shape.
+        fine: (T, F, H, W) -> (T, F', H', W'); in the first stage from pixels.
+        down: (T, F', H', W') -> (T, K', h, w).
+        widen: coarse (T, K, h, w) -> (T, K', h, w).
     """
 
-    def __init__(self, fine: nn.Module, down: nn.Module, coarse: nn.Module) -> None:
+    def __init__(self, fine: nn.Module, down: nn.Module, widen: nn.Module) -> None:
         super().__init__()
-        self.fine, self.down, self.coarse = fine, down, coarse
+        self.fine, self.down, self.widen = fine, down, widen
 
     def forward(self, state: Tensor | Scales) -> Scales:
         """Pixels (T, channels, H, W), or the features of the stage before -> features."""
         if isinstance(state, Tensor):
             fine = self.fine(state)
-            return fine, self.coarse(functional.relu(self.down(fine)))
-        before, coarse = state
-        fine = self.fine(before)
-        return fine, self.coarse(functional.relu(self.down(fine) + coarse))
+            return fine, functional.relu(self.down(fine))
+        fine = self.fine(state[0])
+        return fine, functional.relu(self.down(fine) + self.widen(state[1]))
 
 
 class CoarseHead(nn.Module):
@@ -111,42 +99,34 @@ class CoarseHead(nn.Module):
 
 
 def two_scale(
-    channels: int = 3,
-    classes: int = 10,
-    *,
-    stem: Sequence[Layer] = STEM,
-    coarse: int = 128,
-    blocks: Sequence[tuple[int, int]] = ((0, 1), (1, 1), (2, 1)),
+    channels: int = 3, classes: int = 10, stages: Sequence[StageShape] = STAGES
 ) -> nn.Sequential:
     """The network without early exits: children stage1, stage2, ... and end.
 
     Args:
         channels: of the pixels.
         classes: C.
-        stem: convolutions from pixels to fine features; the last one's channels are F.
-        coarse: K.
-        blocks: for each stage, how many residual blocks on fine and on coarse features.
+        stages: their shapes; coarse features may only get wider.
 
     Raises:
-        InputError: no stem or no stage.
+        InputError: no stage, or one without a convolution.
     """
-    if not stem or not blocks:
+    if not stages or not stages[0].fine or not all(stage.down for stage in stages):
         raise InputError(
-            f"a two-scale network has a stem and at least one stage, got {len(stem)} layers and "
-            f"{len(blocks)} stages"
+            "a two-scale network has at least one stage, its first with fine layers, and every "
+            f"stage a convolution down to the coarse features, got {list(stages)}"
         )
-    widths = [channels, *(layer.channels for layer in stem)]
-    first = [
-        convolution(before, after, layer.kernel, layer.stride)
-        for (before, after), layer in zip(pairwise(widths), stem, strict=True)
-    ]
     parts = OrderedDict[str, nn.Module]()
-    for at, (on_fine, on_coarse) in enumerate(blocks):
-        parts[f"stage{at + 1}"] = TwoScaleStage(
-            nn.Sequential(*(first if at == 0 else []), *_residuals(widths[-1], on_fine)),
-            convolution(widths[-1], coarse, stride=2, relu=False),
-            nn.Sequential(*_residuals(coarse, on_coarse)),
+    coarse = 0
+    for number, stage in enumerate(stages, 1):
+        fine: list[nn.Module] = []
+        for layer in stage.fine:
+            fine.append(_convolution(channels, layer.channels, pool=layer.pool, relu=True))
+            channels = layer.channels
+        parts[f"stage{number}"] = TwoScaleStage(
+            nn.Sequential(*fine), _down(channels, stage.down), _widen(coarse, stage.down[-1])
         )
+        coarse = stage.down[-1]
     return nn.Sequential(OrderedDict([*parts.items(), ("end", CoarseHead(coarse, classes))]))
 
 
@@ -159,9 +139,36 @@ def coarse_heads(net: nn.Sequential) -> list[nn.Module]:
     *stages, end = net.children()
     if not isinstance(end, CoarseHead):
         raise InputError(f"the network must end in a CoarseHead, got {type(end).__name__}")
-    linear = end.linear
-    return [CoarseHead(linear.in_features, linear.out_features) for _ in stages[:-1]]
+    widths = [_channels(stage) for stage in stages[:-1]]
+    return [CoarseHead(width, end.linear.out_features) for width in widths]
 
 
-def _residuals(channels: int, count: int) -> list[nn.Module]:
-    return [Residual(channels) for _ in range(count)]
+def _convolution(inputs: int, outputs: int, *, pool: bool, relu: bool, side: int = 3) -> nn.Module:
+    """Convolution, max pooling, batch normalisation, ReLU; pooled first, the rest costs less."""
+    parts: list[nn.Module] = [nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False)]
+    parts += [nn.MaxPool2d(2)] * pool
+    parts += [nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*parts, *([nn.ReLU()] * relu))
+
+
+def _down(channels: int, widths: Sequence[int]) -> nn.Sequential:
+    """Max pooling and a convolution for each width; no ReLU after the last."""
+    parts: list[nn.Module] = []
+    for at, width in enumerate(widths, 1):
+        parts += [
+            nn.MaxPool2d(2),
+            _convolution(channels, width, pool=False, relu=at < len(widths)),
+        ]
+        channels = width
+    return nn.Sequential(*parts)
+
+
+def _widen(before: int, after: int) -> nn.Module:
+    if before in (0, after):
+        return nn.Identity()
+    return _convolution(before, after, pool=False, relu=False, side=1)
+
+
+def _channels(stage: nn.Module) -> int:
+    """Of a stage's coarse features."""
+    return [m.out_channels for m in stage.down.modules() if isinstance(m, nn.Conv2d)][-1]  # type: ignore[union-attr]

@@ -184,6 +184,8 @@ def run_staged(
     visits: list[tuple[Tensor, int, Tensor | None]] = []  # inputs, stage, which were answered
     outputs: list[Tensor] = []
     memory: State | None = None
+    # asked once: a look at a protocol takes about as long as a confidence of a few inputs
+    rule = confidence if isinstance(confidence, StoppingRule) else _Memoryless(confidence)
     for at, stage in enumerate(stages):
         if stage.advance is not None:
             state = stage.advance(state)
@@ -192,7 +194,7 @@ def run_staged(
                 visits.append((here, at, None))
             continue
         output = _checked(stage.answer(state), len(here), at, outputs)
-        sure, memory = _sure(output, float(limits[at]), confidence, here, at, memory)
+        sure, memory = _sure(output, float(limits[at]), rule, here, at, memory)
         visits.append((here, at, sure))
         outputs.append(output[sure])
         if bool(sure.all()):
@@ -200,6 +202,16 @@ def run_staged(
         rows = (~sure).nonzero().squeeze(1)
         here, state, memory = here[rows], _take(state, rows), _take(memory, rows)
     return _answer(visits, outputs, num_inputs, len(stages))
+
+
+@dataclass(frozen=True)
+class _Memoryless:
+    """A confidence as a rule."""
+
+    confidence: Confidence
+
+    def sureness(self, logits: Tensor, stage: int, memory: State | None) -> tuple[Tensor, State]:
+        return self.confidence(logits), None
 
 
 def _skip(limits: np.ndarray[Any, Any], skip: Collection[int]) -> None:
@@ -216,7 +228,7 @@ def _skip(limits: np.ndarray[Any, Any], skip: Collection[int]) -> None:
 def _sure(
     output: Tensor,
     limit: float,
-    confidence: Confidence | StoppingRule,
+    rule: StoppingRule,
     here: Tensor,
     at: int,
     memory: State | None,
@@ -225,10 +237,7 @@ def _sure(
     if limit == -math.inf:  # whoever comes here is answered: nobody need ask how sure
         return torch.ones(len(here), dtype=torch.bool, device=here.device), None
     try:
-        if isinstance(confidence, StoppingRule):
-            sureness, memory = confidence.sureness(output, at, memory)
-        else:
-            sureness = confidence(output)
+        sureness, memory = rule.sureness(output, at, memory)
     except RouteError as error:
         _refuse_nan(output, here, at, error)
         raise

@@ -19,7 +19,7 @@ What was settled:
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pointsman.claims.frame import Claim, Figures, mean, must
 
@@ -41,7 +41,7 @@ def quick() -> None:
 
     model = _model(SHALLOW, 0).eval()
     with torch.no_grad():
-        block = model.blocks[1]
+        block: Any = model.blocks[1]
         for last in (block.attention.out, block.feed_forward[2]):
             for weight in last.parameters():
                 weight.zero_()
@@ -52,7 +52,7 @@ def quick() -> None:
     must(float(effects.mean.tril().abs().max()) == 0, "no layer changes one before it")
     must(float(effects.mean[0, 2]) > 0, "a layer that does something reaches later ones")
     states = hidden_states(model, ids)
-    total = sum(b - a for a, b in pairwise(states))
+    total = torch.stack([b - a for a, b in pairwise(states)]).sum(dim=0)
     must(torch.allclose(total, states[-1] - states[0], atol=1e-5), "contributions add up")
     must(float(contributions(model, ids).relative[1]) == 0, "an identity adds nothing")
     must(abs(float(logit_lens(model, ids).divergence[-1])) < 1e-6, "the end reads itself")

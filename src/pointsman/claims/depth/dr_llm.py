@@ -26,7 +26,7 @@ What was settled:
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pointsman.claims.frame import Claim, Figures, mean, must
 
@@ -57,13 +57,13 @@ def quick() -> None:
 
     torch.manual_seed(0)
     trunk = _network(0).eval()
-    network = SkipNetwork(trunk, WindowRouters(BLOCKS, WIDTH))
+    routers: Any = WindowRouters(BLOCKS, WIDTH)
+    network = SkipNetwork(trunk, routers)
     x = torch.randn(40, 64)
     y = trunk(x).argmax(dim=1)
     must(torch.equal(network.run(x, -math.inf).output, trunk(x)), "price -inf is the network")
-    judge = network.routers.judges["3"]
     with torch.no_grad():
-        judge[2].bias.copy_(torch.tensor([99.0, 0.0, 0.0]))  # skip
+        routers.judges["3"][2].bias.copy_(torch.tensor([99.0, 0.0, 0.0]))  # skip
     runs = network.run(x).runs
     must(bool((runs[:, 3] == 0).all()), "a router that says skip is obeyed")
     tried = every_path(trunk, x, y, enumerate_paths(BLOCKS, max_edits=EDITS))

@@ -23,7 +23,7 @@ from pointsman.claims.frame import Claim, Figures, mean, must
 VERTICES, WIDTH, EDGES = 1500, 8, 6
 TRAIN, TEST = 4000, 1000
 BUDGETS, BUDGET, RERANK = (90, 60, 40), 60, 3
-UPDATES, BATCH, RATE, TEMPERATURE, NOISE = 400, 64, 1e-2, 0.1, 1.0
+UPDATES, BATCH, RATE, TEMPERATURE, NOISE = 500, 64, 1e-2, 0.1, 1.0
 
 
 def quick() -> None:
@@ -125,4 +125,7 @@ CLAIM = Claim(
         "best-first": "best-first, budget 60: recall",
         "greedy": "greedy, budget 60: recall",
     },
+    note="Learned routing is ahead where the budget is small, by one point at 60 computations and "
+    "one and a half at 40, and behind at 90, for which it was not trained. It was trained on "
+    "32,000 searches here, and on 60,000 batches in the paper.",
 )

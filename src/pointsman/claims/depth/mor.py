@@ -194,6 +194,10 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    note="Against the plain recursive transformer the mixture's loss is lower, at 65% of the "
+    "FLOPs. Once every token's recursions have gates too, it is 0.001 nats beyond the margin, and "
+    "tokens drawn at random do as well or better. All see 230 kB of text only: at 2.3 nats a byte, "
+    "who goes deeper hardly matters yet. Causal decisions cost next to nothing against top-k.",
     composition="decoder · shared stack · expert choice with a causal threshold · cache of active "
     "tokens",
     entry="pointsman.depth.MixtureOfRecursions",

@@ -210,4 +210,8 @@ CLAIM = Claim(
         "error, rules": "rules: error",
         "one network": "one network: error",
     },
+    note="The rules do separate: in five of six runs each takes over one operation completely. But "
+    "the single network, whose hidden layer is many times as wide as a rule's, is more accurate on "
+    "these three functions of two numbers, by a factor of ten against the runs that separated; and "
+    "where two operations share a rule, the error is a hundred times larger.",
 )

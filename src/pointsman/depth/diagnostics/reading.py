@@ -137,7 +137,9 @@ def linear_maps(
             torch.stack(
                 [
                     a.norm() / b.norm().clamp(min=TINY)
-                    for a, b in zip(off.split(widths, 1), size.split(widths, 1), strict=True)
+                    for a, b in zip(
+                        torch.split(off, widths, 1), torch.split(size, widths, 1), strict=True
+                    )
                 ]
             )
         )

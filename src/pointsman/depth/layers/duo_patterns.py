@@ -13,6 +13,7 @@ Legend: n sequences, S tokens, D width, H heads, L layers, P patterns.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -89,10 +90,14 @@ def pattern_losses(
         for branch in sorted({pattern[at] for _, pattern in some}):
             rest = [item for item in some if item[1][at] == branch]
             choice = torch.full(ids.shape, branch, dtype=torch.int64)
-            walk(rest, at + 1, model.fed(at, after, lambda _, __, choice=choice: choice))
+            walk(rest, at + 1, model.fed(at, after, partial(_same, choice)))
 
     walk(list(enumerate(patterns)), 0, x)
     return found
+
+
+def _same(choice: Tensor, at: int, tokens: Tensor) -> Tensor:
+    return choice
 
 
 def _context(model: DuoDecoder, x: Tensor, places: Tensor) -> list[tuple[Tensor, Tensor]]:

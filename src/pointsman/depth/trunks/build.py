@@ -38,6 +38,11 @@ def trunk_of(
         return SequentialTrunk(model)
     if any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
         return TransformerTrunk(model, example)
+    if type(model).forward is nn.Module.forward:
+        raise InputError(
+            f"a network to cut has a forward of its own, which {type(model).__name__} has not: "
+            "give an nn.Sequential or a list of its parts in order"
+        )
     try:
         return TracedTrunk(model, example, cuts=cuts)
     except InputError:
