@@ -18,7 +18,8 @@ What was settled:
   reported on the test part.
 - "Answers right" is taken with a margin: a path is good enough if it gives the label at most 0.1
   less probability than the whole network does. A path that is right by a hair does not carry over
-  to the next input. Of an input's equally short paths the more probable one is the label.
+  to the next input. Of an input's equally short paths the label is the one that is good enough for
+  most inputs.
 - This, the noise, the 0.75 points and the parts were set on seeds from 100 on.
 - Routers have 8 hidden units instead of 128, as a block here is only 64 wide inside; classes are
   weighed with beta 0.9, as repeats are next to none among the labels and would weigh too much.

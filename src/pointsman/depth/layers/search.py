@@ -79,9 +79,9 @@ class Tried:
     ) -> tuple[Tensor, np.ndarray[Any, Any]]:
         """The shortest path of each input that is good enough: labels for routers.
 
-        Of equally short ones the better; of equally good ones the one that is better on all inputs
-        together, then the one with fewer edits. Most inputs have many paths that are short and
-        right, and labels that differ without a reason teach a router nothing.
+        Of equally short ones the one that is good enough for most inputs, then the one with fewer
+        edits. Most inputs have many paths that are short and right, and labels that differ without
+        a reason teach a router nothing: routers decide block by block and would mix them.
 
         Args:
             least: a path is good enough from this quality on, such as 1.0 for a right answer. None:
@@ -94,12 +94,11 @@ class Tried:
         """
         bar = self.whole - tolerance if least is None else np.full(self.quality.shape[1], least)
         good = np.nan_to_num(self.quality, nan=-np.inf) >= bar - 1e-12
-        fine = np.isfinite(self.quality)
-        # a path tried on few inputs is taken for half as good: its mean says little
-        usual = (np.where(fine, self.quality, 0).sum(axis=1) + 0.5) / (fine.sum(axis=1) + 1)
+        # a path tried on few inputs says little: half an input more speaks for it, half against it
+        usual = (good.sum(axis=1) + 0.5) / (np.isfinite(self.quality).sum(axis=1) + 1)
         order = np.lexsort([[edits_of(path) for path in self.paths], -usual])
         lengths = np.array([sum(path) for path in self.paths])[order, None]
-        rank = np.where(good[order], lengths + (1 - np.nan_to_num(self.quality[order])) / 2, np.inf)
+        rank = np.where(good[order], lengths, np.inf)
         chosen, found = order[rank.argmin(axis=0)], good.any(axis=0)  # argmin takes the first
         table = torch.tensor(self.paths, dtype=torch.int64)
         whole = torch.ones_like(table[0])
