@@ -90,18 +90,18 @@ def cifar10(path: Path, epochs: int) -> Task:
 
 
 def digits(epochs: int) -> Task:
-    """scikit-learn's 1,797 digits of 8 x 8: 797 train, 200 validate, 400 calibrate, 400 test."""
+    """scikit-learn's 1,797 digits of 8 x 8: 597 train, 200 validate, 700 calibrate, 300 test."""
     from sklearn.datasets import load_digits
 
     bundle = load_digits()
     order = np.random.default_rng(0).permutation(len(bundle.target))
     x, y = bundle.images[order, :, :, None], bundle.target[order]
-    scale = x[:797].mean((0, 1, 2)), x[:797].std((0, 1, 2))
+    scale = x[:597].mean((0, 1, 2)), x[:597].std((0, 1, 2))
     cuts = {
-        "train": slice(797),
-        "validation": slice(797, 997),
-        "calibration": slice(997, 1397),
-        "test": slice(1397, None),
+        "train": slice(597),
+        "validation": slice(597, 797),
+        "calibration": slice(797, 1497),
+        "test": slice(1497, None),
     }
     parts = {name: _part(x[at], y[at], *scale) for name, at in cuts.items()}
     return Task(

@@ -2,7 +2,21 @@
 
 from difflib import get_close_matches
 
-from pointsman.claims.depth import softmax_cascade
+from pointsman.claims.depth import (
+    depth_use,
+    dr_llm,
+    duo_llm,
+    fractalnet,
+    jei_dnn,
+    lcron,
+    learned_routing_in_similarity_graphs,
+    learning_to_branch,
+    mor,
+    nps,
+    paretopipe,
+    softmax_cascade,
+    variant,
+)
 from pointsman.claims.frame import Claim
 from pointsman.claims.moe import (
     advmoe,
@@ -79,6 +93,7 @@ from pointsman.claims.pool import (
     symbolic_moe,
     window_cascade,
 )
+from pointsman.claims.steps import adaptive_guidance, ddsm, radd, sada
 from pointsman.claims.supernet import sortednet
 from pointsman.errors import InputError
 
@@ -138,7 +153,19 @@ CLAIMS: tuple[Claim, ...] = (
     sparsely_gated_moe.CLAIM,
     task_aware_moe.CLAIM,
     tutel.CLAIM,
+    depth_use.CLAIM,
+    dr_llm.CLAIM,
+    duo_llm.CLAIM,
+    fractalnet.CLAIM,
+    jei_dnn.CLAIM,
+    lcron.CLAIM,
+    learned_routing_in_similarity_graphs.CLAIM,
+    learning_to_branch.CLAIM,
+    mor.CLAIM,
+    nps.CLAIM,
+    paretopipe.CLAIM,
     softmax_cascade.CLAIM,
+    variant.CLAIM,
     automata_path_selection.CLAIM,
     bandit_payment_routing.CLAIM,
     best_effort_serving.CLAIM,
@@ -155,6 +182,10 @@ CLAIMS: tuple[Claim, ...] = (
     router_r1.CLAIM,
     symbolic_moe.CLAIM,
     window_cascade.CLAIM,
+    adaptive_guidance.CLAIM,
+    ddsm.CLAIM,
+    radd.CLAIM,
+    sada.CLAIM,
     sortednet.CLAIM,
 )
 

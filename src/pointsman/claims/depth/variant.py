@@ -185,6 +185,9 @@ CLAIM = Claim(
     quick=quick,
     full=full,
     decide=decide,
+    note="The rising share does what is claimed: the whole network ends 2.8 nats below share 1, "
+    "the subnets 1.3 below share 0.2. Leaving layers out costs 4.6 times as much a place at the "
+    "first two scales, but the last has 64 places against 5, so that an image loses more there.",
     composition="next-scale decoder · layers at equal distances · keys of the layers that ran · "
     "rising share of subnet steps",
     entry="pointsman.depth.NextScale",
