@@ -40,7 +40,7 @@ from pointsman.cost import count_flops
 from pointsman.depth import EarlyExit
 from pointsman.depth.budget import Measured, right_class
 from pointsman.depth.fitting import Batches
-from pointsman.depth.jei_dnn import jei_dnn
+from pointsman.depth.gating import jei_dnn
 from pointsman.depth.networks import CoarseHead
 from pointsman.depth.stopping import (
     Calibrated,

@@ -10,17 +10,63 @@ import pytest
 NAMES = {
     "pointsman.claims": "CLAIMS Claim Figures Measurement Standing find measure must",
     "pointsman.compare": "Dataset Part Policy Request compare load load_policy",
-    "pointsman.depth": "EarlyExit joint_loss",
+    "pointsman.depth": (
+        "Batches Decoder EarlyExit ExitLoss ExitPolicy ExportedExits KeyValueCache "
+        "LanguageHead MixtureOfRecursions NextScale Recipe Savings SequentialTrunk "
+        "TracedTrunk TransformerTrunk Trunk allowed_loss by_cost certified_exits "
+        "convolution_head exit_settings export_exits hidden_head jei_dnn joint_loss layers_of "
+        "load_exits measure_cuts pooled_linear searched_frontier train_back_to_front "
+        "train_front_to_back train_heads train_jointly trunk_of"
+    ),
+    "pointsman.depth.decoding": (
+        "CausalTrunk Decoded Forced Keep LanguageExits TokenCosts TransformersDecoder "
+        "causal_trunk decode exit_loss falling fit_language fit_text forced greedy layer_runs "
+        "rising_dropout rising_weights speculate text_frontier"
+    ),
+    "pointsman.depth.diagnostics": (
+        "Contributions Lens SkipEffects contributions erasure hidden_states "
+        "integrated_gradients linear_maps logit_lens skip_effects sublayer_contributions"
+    ),
+    "pointsman.depth.layers": (
+        "PRICES DuoDecoder DuoRouters FirstStateRouters FixedRuns LayerAnswer LayerCosts "
+        "LayerPath LayerPolicy LayerRouters PricedRouters ResidualPerceptron SizedFeedForward "
+        "SkipGap SkipNetwork TreeSearch Tried WindowRouters all_patterns choose_runs correct "
+        "difficulty enumerate_paths every_path exchanged_runs fit_duo_routers fit_routers "
+        "layer_costs likelihood mixed_loss oracle_choices oracle_frontier outcomes_of_runs "
+        "pattern_losses pooled_states random_choices random_runs rising run_layers run_paths "
+        "shuffled_runs skip_gap skippable skipping_logits whole_path write_on_paths"
+    ),
+    "pointsman.depth.paths": (
+        "Applied BranchedNetwork BranchingNetwork FractalBlock FractalNetwork "
+        "ProductionSystem RuleBank Tree convolution_unit dense_unit fractalnet gumbel_choice "
+        "mean_join search_branches survivors"
+    ),
+    "pointsman.depth.recursion": (
+        "Chosen DepthRouter EveryToken ExpertChoice MixtureOfRecursions RandomTokens Recursed "
+        "TokenChoice TokenCosts attend_only generate token_costs"
+    ),
+    "pointsman.depth.splitting": (
+        "Cut Device Link PartnerError Pipeline Split front joined measure_cuts partner "
+        "parts_of predict profile serve"
+    ),
+    "pointsman.depth.stopping": (
+        "Calibrated LearnedGate OverPlaces Patience Window exit_shares gate_features margin "
+        "max_probability negative_entropy rule_back rule_state"
+    ),
+    "pointsman.depth.trunks": (
+        "SequentialTrunk TracedTrunk TransformerTrunk Trunk layers_of trunk_of"
+    ),
     "pointsman.frontier": (
         "METHODS Certificate Frontier Knob Method Outcomes Pick Point aiq apgr certify cpt "
         "deferral_area deferral_curve fixed_sequence inputs_needed oracle p_value pgr "
         "random_mixing safest_first standard_error upper_bound"
     ),
     "pointsman.learn": (
-        "LeastSquaresGate PolyStep clipped_surrogate direct_preference divergence equal_weights "
-        "generalized_advantages group_advantages gumbel_straight_through imitation k_means "
-        "leave_one_out log_prob_without_replacement polytope_step rectified_straight_through "
-        "sparsemixer straight_through"
+        "CascadeLosses LeastSquaresGate PolyStep class_balanced clipped_surrogate "
+        "direct_preference divergence equal_weights focal generalized_advantages "
+        "group_advantages gumbel_straight_through imitation k_means leave_one_out "
+        "log_prob_without_replacement neural_sort polytope_step rectified_straight_through "
+        "sandwich soft_sort sparsemixer straight_through top_q_probability"
     ),
     "pointsman.moe": (
         "CompetingRouter CompetitionSchedule Context FeedForwardExperts LayerReport Leaks MoE "
@@ -110,11 +156,20 @@ NAMES = {
     "pointsman.serve.store": (
         "ANONYMOUS Key Process Reservation SERVED Store StoreError Total open_store read_served"
     ),
+    "pointsman.steps": (
+        "ADAMS_BASHFORTH DDIM DDPM EVERY PUBLISHED AdaptiveGuidance Always Computed DPMSolver "
+        "Denoiser Euler Evaluation GaussianMixture Guided LinearGuidance Moment Plan "
+        "PlanSearch Sampled Sampler Schedule Settled Skipping StabilityGuided StepPolicy "
+        "TokenTransformer Unmasking WhenChanged all_hidden clean_loss cosine energy_distance "
+        "even_times expected_evaluations faithfulness fit_denoiser frechet_distance "
+        "hide_by_order hide_by_rate linear noise_loss plan_cost random_plans "
+        "relative_distance sample sliced_wasserstein step_outcomes straight"
+    ),
     "pointsman.supernet": (
         "Nested PrefixBatchNorm2d PrefixConv2d PrefixLayerNorm PrefixLinear make_elastic"
     ),
 }
-LEVELS = "route cost errors select learn run depth moe supernet pool"
+LEVELS = "route cost errors select learn run depth steps moe supernet pool"
 
 
 def public(name: str) -> list[str]:

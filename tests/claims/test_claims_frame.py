@@ -288,7 +288,9 @@ def test_a_record_says_what_its_figures_say(claim):
 
 
 @pytest.mark.parametrize(
-    "claim", [claim for claim in CLAIMS if claim.level == "moe"], ids=lambda claim: claim.slug
+    "claim",
+    [claim for claim in CLAIMS if claim.level in ("moe", "depth", "steps")],
+    ids=lambda claim: claim.slug,
 )
 def test_a_system_says_what_it_is_made_of_and_by(claim):
     module, _, name = claim.entry.rpartition(".")

@@ -8,7 +8,7 @@ what share of an input leaves there; heads are trained on what reaches them, gat
 with the least loss plus priced cost, by turns. The price is the knob, with a training of its own
 for each. Thresholds on confidence choose the inputs that a head is surest of, and so the ones that
 it overrates, which makes the answers look better than they are; gates that heads are trained for
-should not. The parts: `depth.jei_dnn`, `stopping.LearnedGate`, `EarlyExit`.
+should not. The parts: `depth.gating`, `stopping.LearnedGate`, `EarlyExit`.
 
 What was settled:
 - A frozen trunk of four hidden layers of 64 units on scikit-learn's digits under noise, trained for
@@ -47,7 +47,7 @@ def quick() -> None:
     import torch
     from torch.testing import assert_close
 
-    from pointsman.depth.jei_dnn import exit_target, shared_loss
+    from pointsman.depth.gating import exit_target, shared_loss
     from pointsman.depth.stopping import LearnedGate, exit_shares
 
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +171,7 @@ def _turns(
 ) -> "LearnedGate":
     """Heads that are warm already, and gates, by turns."""
     from pointsman.depth.fitting import Recipe
-    from pointsman.depth.jei_dnn import jei_dnn
+    from pointsman.depth.gating import jei_dnn
 
     validation, recipe = [(held_out.x, held_out.y)], Recipe(TURNS, rate=1e-2)
     return jei_dnn(

@@ -130,7 +130,7 @@ def _two_networks(seed: int, clean: "Part", data: "Digits") -> Figures:
 
 def _heads_on_one(seed: int, clean: "Part", data: "Digits") -> Figures:
     """Heads after the first and the second stage of one convolutional network."""
-    from pointsman.depth.allowed_loss import allowed_loss
+    from pointsman.depth.allowed import allowed_loss
     from pointsman.frontier import Frontier
     from pointsman.run import staged_outcomes, subset_thresholds
 

@@ -14,7 +14,7 @@ own exit; what earlier gates said reaches it through the sums.
 
 Where we depart: the threshold on c_l may be another than one half, so that one trained set of gates
 has a knob; where nothing is left to leave (the product is 0), c_l is 1. How the gates are trained
-is in `depth.jei_dnn`.
+is in `depth.gating`.
 
 Legend: n inputs, G gates, S = G + 1 exits, C classes.
 """

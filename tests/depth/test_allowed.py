@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pointsman.depth.allowed_loss import allowed_loss
+from pointsman.depth.allowed import allowed_loss
 from pointsman.errors import InputError
 from pointsman.pool import Cascade
 from pointsman.select import max_probability

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from pointsman.cost import Cost
 from pointsman.depth import EarlyExit
 from pointsman.depth.fitting import Batches, Recipe
-from pointsman.depth.jei_dnn import _spent, exit_target, jei_dnn, shared_loss
+from pointsman.depth.gating import _spent, exit_target, jei_dnn, shared_loss
 from pointsman.depth.stopping import LearnedGate
 from pointsman.depth.training import train_back_to_front
 from pointsman.errors import InputError
