@@ -138,7 +138,9 @@ def times_as_fast(base: Row, other: Row) -> float:
 def same_texts(base: list[Tensor], other: list[Tensor]) -> int:
     """How many texts of two lists of batches are equal, byte by byte."""
     pairs = zip(base, other, strict=True)
-    return sum(bool((a == b).all()) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True))
+    return sum(
+        bool((a == b).all()) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True)
+    )
 
 
 def load() -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from depth_text_models import (
     BYTES,
@@ -35,14 +36,13 @@ from torch.nn import functional
 from pointsman.depth.decoder import Decoder
 from pointsman.depth.decoding.early import decode
 from pointsman.depth.decoding.exits import LanguageExits
-from pointsman.depth.layers.gap import SkipGap, skip_gap
-from pointsman.depth.layers.network import SkipNetwork, outcomes_of_runs
-from pointsman.depth.layers.paths import enumerate_paths
+from pointsman.depth.layers.gap import oracle_frontier
+from pointsman.depth.layers.network import SkipNetwork
+from pointsman.depth.layers.paths import enumerate_paths, exchanged_runs, shuffled_runs
 from pointsman.depth.layers.routers import WindowRouters
 from pointsman.depth.layers.search import TreeSearch, every_path
 from pointsman.depth.layers.training import fit_routers
 from pointsman.depth.layers.writing import write_on_paths
-from pointsman.frontier import Frontier
 
 HALF = PROMPT  # bytes that are read before those that count
 EDITABLE = range(1, LAYERS)  # the first layer always runs
@@ -70,38 +70,75 @@ def cut(stream: str, count: int) -> tuple[Tensor, Tensor]:
     return texts[:, :-1], texts[:, 1:]
 
 
-def fixed_paths(network: SkipNetwork, x: Tensor, y: Tensor, held_out: Any) -> Frontier:
-    """For each number of layers the path that is best on x for all windows alike, measured apart."""
-    paths = enumerate_paths(LAYERS, actions=2, editable=EDITABLE)
-    mean = every_path(network.trunk, x, y, paths, quality=saved).quality.mean(axis=1)
-    chosen: dict[Any, Tensor] = {}
-    for length in range(1, LAYERS + 1):
-        places = [place for place, path in enumerate(paths) if sum(path) == length]
-        best = paths[max(places, key=lambda place: float(mean[place]))]
-        chosen[float(length)] = torch.tensor(best).expand(len(held_out[0]), -1)
-    found = outcomes_of_runs(network, *held_out, chosen, quality=saved, decided=False)
-    return Frontier.from_outcomes("fixed", found)
+class HeldOut:
+    """Every path on every measured window, so that what any policy reaches is looked up."""
+
+    def __init__(self, decoder: Decoder, texts: tuple[Tensor, Tensor]) -> None:
+        self.x, self.y = texts
+        self.paths = enumerate_paths(LAYERS, actions=2, editable=EDITABLE)
+        self.tried = every_path(decoder, *texts, paths=self.paths, quality=saved)
+        self.place = {path: at for at, path in enumerate(self.tried.paths)}
+
+    def bits(self, runs_NB: Tensor) -> float:
+        """Mean bits per byte where each window takes its own path."""
+        places = [self.place[tuple(path)] for path in runs_NB.tolist()]
+        found = self.tried.quality[places, np.arange(len(places))]
+        return BLIND * (1 - float(found.mean()))
+
+    def blind(self, runs_NB: Tensor, how: Any, draws: int = 50) -> float:
+        """The mean over draws of chance."""
+        generator = torch.Generator().manual_seed(0)
+        return sum(self.bits(how(runs_NB, generator)) for _ in range(draws)) / draws
 
 
-def rows_of_gap(name: str, gap: SkipGap, fixed: Frontier, prices: Sequence[float]) -> list[Row]:
-    rows = []
+def shuffled(runs_NB: Tensor, generator: torch.Generator) -> Tensor:
+    """As many layers of each window, at places drawn among those that may be skipped."""
+    table, places = runs_NB.clone(), list(EDITABLE)
+    table[:, places] = shuffled_runs(table[:, places], generator)
+    return table
+
+
+def fixed_paths(decoder: Decoder, learned: tuple[Tensor, Tensor], held: HeldOut) -> list[Row]:
+    """For each number of layers the path that is best for all labelled windows, measured apart."""
+    mean = every_path(decoder, *learned, held.paths, quality=saved).quality.mean(axis=1)
+    rows: list[Row] = []
+    for length in range(LAYERS, 0, -1):
+        places = [place for place, path in enumerate(held.paths) if sum(path) == length]
+        path = held.paths[max(places, key=lambda place: float(mean[place]))]
+        bits = held.bits(torch.tensor(path).expand(len(held.x), -1))
+        skips = ", ".join(str(at + 1) for at, count in enumerate(path) if not count) or "none"
+        rows.append({"layers": float(length), "bits": bits, "skips": skips})
+    return rows
+
+
+def measured_rows(
+    name: str, network: SkipNetwork, held: HeldOut, fixed: list[Row], prices: Sequence[float]
+) -> list[Row]:
+    """Routers at several prices beside what spends as many layers, or as much, without them."""
+    costs, rows = network.layer_costs(held.x[:1]), []
+    oracle = oracle_frontier(network, held.x, held.tried)
+    cheapest = min(point.cost for point in oracle.points)
     for price in prices:
-        at = gap.at(price)
-        spent = at["cost"]
-        cheapest = min(point.cost for point in fixed.points)
-        at["fixed"] = fixed.quality_at(max(spent, cheapest))
-        bits = {
-            key: BLIND * (1 - at[key])
-            for key in ("routers", "shuffled", "exchanged", "fixed", "oracle")
-        }
+        runs = network.all_runs(held.x, price)
+        spent, bits = float(np.mean(costs.of(runs).amount)), held.bits(runs)
+        layers = float(runs.sum(1).double().mean())
+        # fixed paths pay nobody for deciding: at the same MFLOPs they may run a little more
+        afford = layers + float(costs.deciding) / float(np.mean(costs.blocks.amount))
+        best = np.interp(
+            afford, *zip(*((r["layers"], r["bits"]) for r in fixed[::-1]), strict=True)
+        )
+        top = BLIND * (1 - oracle.quality_at(max(spent, cheapest)))
         rows.append(
             {
                 "name": f"{name}, price {price:g}",
-                "layers": LAYERS * (1 - at["skipped"]),
+                "layers": layers,
                 "MFLOPs": spent / (2 * HALF),
-                **bits,
-                "gap to oracle": bits["routers"] - bits["oracle"],
-                "under fixed": bits["fixed"] - bits["routers"],
+                "bits": bits,
+                "shuffled": held.blind(runs, shuffled),
+                "exchanged": held.blind(runs, exchanged_runs),
+                "best fixed": float(best),
+                "oracle": top,
+                "gap to oracle": bits - top,
             }
         )
     return rows
@@ -109,38 +146,32 @@ def rows_of_gap(name: str, gap: SkipGap, fixed: Frontier, prices: Sequence[float
 
 def router_table(
     decoder: Decoder, labelled: int, measured: int, texts: int, new: int, seed: int = 0
-) -> tuple[list[Row], list[Row], Row]:
-    """Bits of routers and of what they are held against; speed of writing; what the search found."""
-    learned, held_out = cut("train", labelled), cut("test", measured)
+) -> Row:
+    """Bits of routers and of what they are held against; the fixed paths; speed of writing."""
+    learned, held = cut("train", labelled), HeldOut(decoder, cut("test", measured))
     search = TreeSearch(simulations=SIMULATIONS, actions=2, editable=EDITABLE, max_gap=None)
     tried = search.search(decoder, *learned, quality=saved)
-    paths = enumerate_paths(LAYERS, actions=2, editable=EDITABLE)
-    oracle = every_path(decoder, *held_out, paths=paths, quality=saved)
+    fixed = fixed_paths(decoder, (learned[0][::2], learned[1][::2]), held)
     kinds = {"all bytes": WindowRouters, "first half": HalfRouters}
     rows: list[Row] = []
-    about: Row = {"paths tried of": [SIMULATIONS, len(paths)]}
-    fixed: Frontier | None = None
-    writer: SkipNetwork | None = None
+    found: Row = {"simulations": SIMULATIONS, "paths": len(held.paths)}
     for kind, make in kinds.items():
         for tolerance in TOLERANCES:
             torch.manual_seed(seed)
-            routers = make(LAYERS, WIDTH, actions=2, editable=EDITABLE)
-            network = SkipNetwork(decoder, routers)
-            if fixed is None:
-                fixed = fixed_paths(network, learned[0][::2], learned[1][::2], held_out)
-                whole = BLIND * (1 - float(oracle.whole.mean()))
-                spent = float(network.layer_costs(held_out[0][:1]).whole) / (2 * HALF)
-                rows.append({"name": "full depth", "layers": 8.0, "MFLOPs": spent})
-                rows[0] |= {"routers": whole, "fixed": whole}
+            network = SkipNetwork(decoder, make(LAYERS, WIDTH, actions=2, editable=EDITABLE))
             labels, good = tried.best(tolerance=tolerance / BLIND)
-            about[f"layers of labels within {tolerance:g}"] = float(labels[good].sum(1).double().mean())
+            layers = float(labels[good].sum(1).double().mean())
+            found[f"layers of labels within {tolerance:g}"] = layers
             fit_routers(network, learned[0][good], labels[good], updates=300, seed=seed)
-            gap = skip_gap(network, *held_out, oracle, PRICES, quality=saved)
-            rows += rows_of_gap(f"{kind}, within {tolerance:g}", gap, fixed, PRICES)
+            name = f"{kind}, within {tolerance:g}"
+            rows += measured_rows(name, network, held, fixed, PRICES)
             if kind == "first half" and tolerance == TOLERANCES[1]:
-                writer = network
-    assert writer is not None
-    return rows, writing_table(decoder, writer, texts, new), about
+                found["writing"] = writing_table(decoder, network, texts, new)
+    whole = float(network.layer_costs(held.x[:1]).whole) / (2 * HALF)
+    first = {"name": "full depth", "layers": float(LAYERS), "MFLOPs": whole}
+    rows.insert(0, first | {"bits": BLIND * (1 - float(held.tried.whole.mean()))})
+    lines = [{"name": f"best fixed path of {row['layers']:g} layers"} | row for row in fixed]
+    return found | {"routers": rows, "fixed": lines}
 
 
 def writing_table(decoder: Decoder, network: SkipNetwork, count: int, new: int) -> list[Row]:
@@ -154,12 +185,12 @@ def writing_table(decoder: Decoder, network: SkipNetwork, count: int, new: int) 
     found, rows = timed(contenders, prompts, new), []
     base = found["full depth (decode)"]
     for name, each in found.items():
-        runs = [float(one.runs.sum(1).double().mean()) for one in each["found"] if hasattr(one, "runs")]
-        written = [getattr(one, "ids", None) for one in each["found"]]
-        ids = [one.output if text is None else text for one, text in zip(each["found"], written, strict=True)]
-        row = {"name": name, "tokens per s": each["tokens per s"]}
-        row |= {"times as fast": times_as_fast(base, each)}
-        row |= {"layers": sum(runs) / len(runs) if runs else float(LAYERS)}
-        row |= {"texts as full depth": same_texts([one.ids for one in base["found"]], ids)}
+        results = each.pop("found")
+        runs = [float(one.runs.sum(1).double().mean()) for one in results if hasattr(one, "runs")]
+        each["ids"] = [one.ids if hasattr(one, "ids") else one.output for one in results]
+        row: Row = {"name": name, "tokens per s": each["tokens per s"]}
+        row["times as fast"] = times_as_fast(base, each)
+        row["layers"] = sum(runs) / len(runs) if runs else float(LAYERS)
+        row["texts as full depth"] = same_texts(base["ids"], each["ids"])
         rows.append(row | {"texts": count})
     return rows

@@ -63,7 +63,7 @@ def quick() -> None:
     early = losses[:, :3].requires_grad_()
     loss = shared_loss(early, shares[:, :3])
     assert_close(loss, early.sum(dim=1).mean())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert early.grad is not None
     must(bool((early.grad[shares[:, :3] == 0] == 0).all()), "no head learns from who left before")
     rule, logits = LearnedGate(3).double(), torch.randn(4, 500, 5, dtype=torch.float64)

@@ -154,7 +154,7 @@ def _trained(kind: str, seed: int) -> "nn.Module":
             x, operation, result = _draw(BATCH, draws)
             loss = (model(x, operation)[0] - result).square().mean()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
     return model.eval()
