@@ -9,7 +9,7 @@ import pointsman
 
 ROOT = Path(pointsman.__file__).parent
 FLOORS = [
-    {"errors", "modules", "writing", "_moves"},
+    {"errors", "modules", "writing", "policy_folder", "_moves"},
     {"route", "cost"},
     {"select", "learn", "frontier", "run"},
     {"moe", "depth", "steps", "pool", "supernet"},

@@ -140,7 +140,7 @@ def test_what_is_no_data_is_refused(refused: Callable[..., str]) -> None:
         (["--max-drop", -1], "--max-drop lies between 0 and 1, got -1"),
         (["--max-drop", "nan"], "--max-drop lies between 0 and 1, got nan"),
         (["--confidence", 1], "--confidence lies between 0 and 1, got 1"),
-        (["--ways", "exits,magic"], "--ways takes one or more of exits,cascade,moe,nested"),
+        (["--ways", "exits,magic"], "--ways takes one or more of exits,cascade,skips,moe,nested"),
         (["--ways", ","], "got none"),
         (["--ways", "moe, moe"], "--ways takes every way once"),
         (["--seed", -1], "--seed is a whole number from 0"),

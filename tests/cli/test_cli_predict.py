@@ -160,7 +160,7 @@ def test_policies_that_cannot_be_read_are_refused(
     assert "the policy cannot be read" in refused("predict", tmp_path / "gone", data)
     assert "the policy cannot be read" in refused("predict", data, data)
     text = (policy / "policy.json").read_text()
-    (policy / "policy.json").write_text(text.replace('"version": 1', '"version": 2', 1))
+    (policy / "policy.json").write_text(text.replace('"version": 2', '"version": 3', 1))
     assert "install a newer pointsman" in refused("predict", policy, data)
 
 

@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pointsman.compare import Policy, load, load_policy
 from pointsman.compare.data import split
-from pointsman.compare.policy import DESCRIPTION, WEIGHTS
 from pointsman.errors import InputError, PolicyError
+from pointsman.policy_folder import DESCRIPTION, WEIGHTS, _described
 
 
 @pytest.fixture
@@ -25,13 +25,11 @@ def folder(own_run: Path) -> Path:
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the description, and make its digests right again, as a forger would."""
-    from pointsman.compare.policy import _canonical, _digest, _written
-
     document = json.loads((folder / DESCRIPTION).read_text())
     change(document["body"])
-    document["digests"]["body"] = _digest(_canonical(document["body"]))
-    document["digests"]["weights"] = _digest((folder / WEIGHTS).read_bytes())
-    (folder / DESCRIPTION).write_bytes(_written(document))
+    weights = (folder / WEIGHTS).read_bytes()
+    forged = _described(document["body"], weights, document["format"], document["version"])
+    (folder / DESCRIPTION).write_bytes(forged)
 
 
 def test_a_saved_policy_answers_as_before(folder: Path, tmp_path: Path) -> None:
@@ -226,7 +224,7 @@ def test_saving_replaces_a_policy_whole(folder: Path, monkeypatch: pytest.Monkey
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pointsman.compare.policy.write_atomically", full)
+    monkeypatch.setattr("pointsman.policy_folder.write_atomically", full)
     with pytest.raises(OSError, match=r"No space"):
         policy.save(folder)
     assert not folder.with_name("policy.part").exists()

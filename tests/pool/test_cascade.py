@@ -26,7 +26,7 @@ from torch import nn
 from pointsman.cost import Cost
 from pointsman.errors import InputError, UnitError
 from pointsman.pool import Cascade
-from pointsman.pool.knobs import accuracy_curve, least_threshold
+from pointsman.run.accuracy import accuracy_curve, least_threshold
 
 MFLOPS = Cost(np.array([1.0, 10.0]), "MFLOPs")
 

@@ -3,11 +3,8 @@
 Loading runs no code from the file and believes nothing that its digests do not confirm.
 """
 
-import hashlib
-import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from pointsman.compare.data import Array
@@ -26,11 +22,10 @@ from pointsman.compare.rules import USUAL, rules_for
 from pointsman.compare.ways import Spending
 from pointsman.cost import Cost
 from pointsman.errors import InputError, PolicyError
+from pointsman.policy_folder import read_policy, write_policy
 from pointsman.run import Stage, StageCosts, StoppingRule, run_staged
-from pointsman.writing import write_atomically
 
-FORMAT, VERSION = "pointsman-policy", 2
-DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
+KIND = ("pointsman-policy", 2)
 ROWS_AT_ONCE = 1024
 
 
@@ -124,7 +119,6 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write the policy; one that is there already is replaced once the new one is whole."""
-        weights = save_tensors(self._tensors())
         body = {
             "made_for": dict(self.data),
             "way": self.way,
@@ -140,29 +134,14 @@ class Policy:
             "networks": [{"id": name, **spec} for name, spec in self.specs.items()],
             "certificate": dict(self.certificate),
         }
-        document = {
-            "format": FORMAT,
-            "version": VERSION,
-            "digests": {"body": _digest(_canonical(body)), "weights": _digest(weights)},
-            "body": body,
-        }
-        fresh = folder.with_name(folder.name + ".part")
-        shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            fresh.mkdir(parents=True)
-            write_atomically(fresh / WEIGHTS, weights)
-            write_atomically(fresh / DESCRIPTION, _written(document))
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        write_policy(folder, body, self._tensors(), KIND)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"preparation.mean": self.preparation.mean}
         tensors["preparation.scale"] = self.preparation.scale
         for name, module in self.modules.items():
             for key, value in module.state_dict().items():
-                tensors[f"{name}.{key}"] = value.contiguous()
+                tensors[f"{name}.{key}"] = value
         return tensors
 
 
@@ -174,39 +153,7 @@ def load_policy(folder: str | os.PathLike[str]) -> Policy:
             version.
     """
     folder = Path(folder)
-    description, weights = _read(folder / DESCRIPTION), _read(folder / WEIGHTS)
-    try:
-        document = json.loads(description)
-        form, version = document["format"], document["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PolicyError(
-            f"{folder / DESCRIPTION}: this is not a policy's description: run compare again"
-        ) from error
-    if form != FORMAT or type(version) is not int or version < 1:
-        raise PolicyError(
-            f"{folder / DESCRIPTION}: this is not a policy, its format is {form!r} version "
-            f"{version!r}: run compare again"
-        )
-    if version > VERSION:
-        raise PolicyError(
-            f"{folder}: the policy has version {version}, this pointsman reads up to {VERSION}: "
-            "install a newer pointsman"
-        )
-    body = document.get("body")
-    digests = {"body": _digest(_canonical(body)), "weights": _digest(weights)}
-    whole = {"format": FORMAT, "version": version, "digests": digests, "body": body}
-    given = document.get("digests")
-    given = given if isinstance(given, dict) else {}
-    for file, kept in (
-        (DESCRIPTION, given.get("body") == digests["body"]),
-        (WEIGHTS, given.get("weights") == digests["weights"]),
-        (DESCRIPTION, description == _written(whole)),  # to the last byte, spaces too
-    ):
-        if not kept:
-            raise PolicyError(
-                f"{folder / file}: the file is damaged or was changed after it was saved (its "
-                "digest does not match): bring back the original, or run compare again"
-            )
+    body, weights = read_policy(folder, KIND, "run compare again")
     try:
         return _restore(body, weights)
     except Exception as error:  # what another program wrote can fail in a dozen ways
@@ -258,22 +205,3 @@ def _restore(body: Mapping[str, Any], weights: bytes) -> Policy:
 def _plain(value: float) -> float | str:
     """JSON has no infinity: thresholds of skipped and of answering stages are written as text."""
     return value if math.isfinite(value) else str(value)
-
-
-def _written(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=1).encode()
-
-
-def _canonical(body: Any) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise PolicyError(f"{path}: the policy cannot be read ({error.strerror})") from error

@@ -9,20 +9,19 @@ exit s,
 
 so that epsilon is the only knob, to be turned at run time. It bounds what each exit loses on the
 inputs that it answers, against the surest of them; `certified_exits` bounds what the network loses
-on all, and searches thresholds for that. Where we depart, as `pool.Cascade` does with whole models:
-a_s(t) counts from `min_count` inputs on, as the accuracy of a handful is noise; t_s lies half-way
-to the next lower confidence; where all held-out inputs may be answered it is -inf.
+on all, and searches thresholds for that. Where we depart: see `run.accuracy`, which `pool.Cascade`
+uses for whole models.
 
 Legend: S exits, N held-out inputs, C classes.
 """
 
 import math
 
-import torch
 from torch import Tensor
 
 from pointsman.errors import InputError
 from pointsman.run import Confidence
+from pointsman.run.accuracy import accuracy_curve, least_threshold
 from pointsman.select import max_probability
 
 
@@ -56,26 +55,10 @@ def allowed_loss(
             "epsilon is a share of accuracy in [0, 1] and a count at least 1, got "
             f"{epsilon} and {min_count}"
         )
-    early = [
-        _threshold(confidence(logits_NC), logits_NC.argmax(dim=1) == labels_N, epsilon, min_count)
-        for logits_NC in logits_SNC[:-1]
-    ]
+    early = []
+    for logits_NC in logits_SNC[:-1]:
+        sure_N = confidence(logits_NC).detach().cpu().double().numpy()
+        right_N = (logits_NC.argmax(dim=1) == labels_N).cpu().numpy()
+        curve = accuracy_curve(sure_N, right_N, min_count)
+        early.append(least_threshold(*curve, epsilon))
     return (*early, -math.inf)
-
-
-def _threshold(sure_N: Tensor, right_N: Tensor, epsilon: float, min_count: int) -> float:
-    if epsilon == 1:
-        return -math.inf
-    if len(sure_N) < min_count:
-        return math.inf
-    ranked, order = sure_N.double().sort(descending=True, stable=True)
-    count = torch.arange(1, len(ranked) + 1, device=ranked.device)
-    accuracy = right_N[order].double().cumsum(dim=0) / count
-    below = torch.cat([ranked[1:], ranked.new_full((1,), -math.inf)])
-    counts = (below < ranked) & (count >= min_count)  # inputs of equal confidence pass together
-    good = counts & (accuracy >= accuracy[counts].max() - epsilon - 1e-12)
-    last = int(good.nonzero()[-1])
-    if last == len(ranked) - 1:
-        return -math.inf
-    half = float((ranked[last] + below[last]) / 2)
-    return half if half > float(below[last]) else float(ranked[last])

@@ -16,15 +16,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from pointsman.cost import Cost
 from pointsman.depth.early_exit import EarlyExit
-from pointsman.depth.saving import read_folder, weights_digest, write_folder
 from pointsman.depth.stopping.keeping import rule_back, rule_state
 from pointsman.depth.trunks.rows import count_rows, take_rows
 from pointsman.errors import InputError, PointsmanError, PolicyError
 from pointsman.frontier import Certificate, Pick
+from pointsman.policy_folder import read_policy, weights_digest, write_policy
 from pointsman.run import Answer, Confidence, StageCosts, StoppingRule, stage_thresholds
 
 KIND = ("pointsman-exit-policy", 1)
@@ -121,7 +122,11 @@ class ExitPolicy:
             "pick": {**asdict(self.pick), "certificate": self.certificate.to_dict()},
             "weights": None if weights else weights_digest(self.net),
         }
-        write_folder(Path(folder), body, kept, KIND)
+        try:
+            write_policy(Path(folder), body, kept, KIND)
+        except OSError as error:
+            why = error.strerror
+            raise PolicyError(f"{folder}: the policy cannot be written ({why})") from error
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], net: EarlyExit) -> Self:
@@ -135,9 +140,9 @@ class ExitPolicy:
         Raises:
             PolicyError: damaged, changed or of another kind; or saved of another network.
         """
-        body, tensors = read_folder(Path(folder), KIND)
+        body, weights = read_policy(Path(folder), KIND, "save it again")
         try:
-            return cls._restored(body, tensors, net, str(folder))
+            return cls._restored(body, load_tensors(weights), net, str(folder))
         except PolicyError:
             raise
         except Exception as error:  # what another program wrote can fail in a dozen ways

@@ -34,13 +34,7 @@ from torch import Tensor
 from pointsman.cost import Cost
 from pointsman.errors import InputError
 from pointsman.frontier.points import Frontier, Knob
-from pointsman.pool.knobs import (
-    accuracy_curve,
-    check_epsilon,
-    check_order,
-    least_threshold,
-    parse_knob,
-)
+from pointsman.pool.knobs import check_order, parse_knob
 from pointsman.pool.members import (
     check_members,
     class_columns,
@@ -52,6 +46,7 @@ from pointsman.pool.members import (
     split,
 )
 from pointsman.run import Answer, Stage, run_staged, stage_thresholds, staged_outcomes
+from pointsman.run.accuracy import accuracy_curve, check_epsilon, least_threshold
 from pointsman.select import margin, max_probability, negative_entropy
 
 Array = npt.NDArray[Any]

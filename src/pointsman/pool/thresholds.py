@@ -22,9 +22,9 @@ import numpy.typing as npt
 from pointsman.errors import InputError
 from pointsman.pool.deferral.rules import ALWAYS, NEVER, Bounds, require_signal
 from pointsman.pool.deferral.windows import window_bounds
-from pointsman.pool.knobs import accuracy_curve, least_threshold
 from pointsman.pool.log import Log
 from pointsman.pool.strategies.strategy import Setting
+from pointsman.run.accuracy import accuracy_curve, least_threshold
 
 EPSILONS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 WIDTHS = (0.3, 0.2, 0.1, 0.05, 0.0)
