@@ -50,6 +50,7 @@ from depth_text_models import (
 from depth_text_routers import SIMULATIONS, router_table
 from depth_text_speed import (
     EARLY,
+    Drafts,
     bits_table,
     contenders_of,
     searched,
@@ -164,7 +165,8 @@ def measure_speed(models: Row, size: dict[str, int], found: Row) -> None:
     how = (
         f"{size['texts']} prompts of 64 bytes, {new} bytes more each, contenders in turns, medians "
         f"over prompts, process time; drafts chosen on {size['tuning']} tuning prompts; exits are "
-        f"after layers {', '.join(str(at + 1) for at in EARLY)} and {LAYERS}"
+        f"after layers {', '.join(str(at + 1) for at in EARLY)} and {LAYERS}; "
+        "layers per token count prompts too"
     )
     show("Tokens per second, one text at a time", how, found["speed"])
 
@@ -173,15 +175,13 @@ def measure_batch(models: Row, size: dict[str, int], found: Row) -> None:
     exits, new = models["exits"], size["new"]
     if "drafts" not in found:
         found["drafts"] = asdict(tuned_drafts(exits, size["tuning"], new))
-    from depth_text_speed import Drafts
-
     drafts = Drafts(**found["drafts"])
     ways = contenders_of(exits, models["plain"], new, found["thresholds"], drafts)
     found["batch"] = speed_table(ways, BATCH, size["batches"], new)
     how = (
-        f"{size['batches']} batches of {BATCH} prompts of 64 bytes, {new} bytes more each, texts of "
-        "a batch leave at exits of their own (shares under 'left at exits'), process time; drafts "
-        "chosen on single tuning prompts"
+        f"{size['batches']} batches of {BATCH} prompts of 64 bytes, {new} bytes more each, texts "
+        "of a batch leave at exits of their own (shares under 'left at exits'), process time; "
+        "drafts chosen on single tuning prompts"
     )
     show(f"Tokens per second, {BATCH} texts at a time", how, found["batch"])
 
@@ -246,6 +246,8 @@ def main() -> None:
     size |= {name: value for name, value in vars(options).items() if name in size and value}
     found = measure(options.folder, options.parts, size)
     if options.json:
+        limits = found.get("thresholds", {})  # text, as JSON has no infinity
+        found["thresholds"] = {f"{loss:g}": [f"{t:.6g}" for t in limits[loss]] for loss in limits}
         about = {
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "torch": torch.__version__,

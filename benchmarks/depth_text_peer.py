@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from depth_text_models import (
-    BYTES,
     CONTEXT,
     HEADS,
     LAYERS,
@@ -20,6 +19,7 @@ from depth_text_models import (
 from depth_text_speed import SPECULATE, Drafts, fastest
 from torch import Tensor
 
+from pointsman.claims.language import BYTES
 from pointsman.depth.decoder import Decoder
 from pointsman.depth.decoding.early import decode
 from pointsman.depth.decoding.exits import LanguageExits

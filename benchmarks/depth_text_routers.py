@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from depth_text_models import (
-    BYTES,
     LAYERS,
     PROMPT,
     WIDTH,
@@ -33,6 +32,7 @@ from depth_text_models import (
 from torch import Tensor
 from torch.nn import functional
 
+from pointsman.claims.language import BYTES
 from pointsman.depth.decoder import Decoder
 from pointsman.depth.decoding.early import decode
 from pointsman.depth.decoding.exits import LanguageExits
@@ -46,9 +46,9 @@ from pointsman.depth.layers.writing import write_on_paths
 
 HALF = PROMPT  # bytes that are read before those that count
 EDITABLE = range(1, LAYERS)  # the first layer always runs
-LABELLED, MEASURED, SIMULATIONS = 160, 96, 32
-TOLERANCES = (0.02, 0.05, 0.1)  # bits per byte that a label may lose
-PRICES = (-2.0, -1.0, 0.0, 1.0, 2.0)
+SIMULATIONS = 32  # paths that the search tries on each window
+TOLERANCES = (0.02, 0.05)  # bits per byte that a label may lose
+PRICES = (-2.0, -1.0, 0.0, 1.0)
 BLIND = math.log2(BYTES)  # bits
 
 

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from depth_text_models import (
-    BYTES,
     LAYERS,
     Row,
     prompts_of,
@@ -27,9 +27,10 @@ from depth_text_models import (
 from torch import Tensor
 from torch.nn import functional
 
+from pointsman.claims.language import BYTES
 from pointsman.cost import Cost
 from pointsman.depth.decoder import Decoder
-from pointsman.depth.decoding.early import decode
+from pointsman.depth.decoding.early import KEEPS, decode
 from pointsman.depth.decoding.exits import LanguageExits
 from pointsman.depth.decoding.forced import TokenCosts, forced, layer_runs
 from pointsman.depth.decoding.speculative import speculate
@@ -108,15 +109,16 @@ def token_costs(model: LanguageExits, ids: Tensor) -> StageCosts:
     costs = TokenCosts.count(model, ids[:1])
     own = np.array(costs.layer) - np.array(costs.store)
     bounds = model.bounds
-    advance = [own[a:b].sum() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    advance = [own[a:b].sum() for a, b in pairwise(bounds)]
     advance[0] += sum(costs.store)
     return StageCosts(Cost(np.array(advance), "MFLOPs"), Cost(np.array(costs.answer), "MFLOPs"))
 
 
 @torch.no_grad()
 def searched(exits: Decoder, count: int) -> dict[float, Setting]:
-    """Loss of bits -> the thresholds that spend least and lose no more, on the tuning stream.
+    """Loss of bits -> the early exits' thresholds that spend least and lose no more.
 
+    All on the tuning stream.
     The search reads states that are exact; what it gives is then run as it decodes, with keys and
     values from the states with which tokens left.
     """
@@ -190,8 +192,8 @@ def bits_table(
         name = f"by token at {threshold}, propagate"
         rows.append(bits_row(name, some, ids, threshold, "propagate"))
     for loss, limits in chosen.items():
-        for keep in ("propagate", "exact"):
-            rows.append(bits_row(f"searched for {loss:g} bits, {keep}", some, ids, limits, keep))
+        name = f"searched for {loss:g} bits"
+        rows += [bits_row(f"{name}, {keep}", some, ids, limits, keep) for keep in KEEPS]
     return rows
 
 
@@ -213,11 +215,11 @@ def contenders_of(
     for at in (1, 3, 5):
         only = LanguageExits(exits, at=[at])
         found[f"exit after {at + 1}"] = partial(decode, only, new=new, thresholds=-math.inf)
-    for threshold in (0.9,):
-        name = f"by token at {threshold}, propagate"
-        found[name] = partial(decode, some, new=new, thresholds=threshold, keep="propagate")
+    found["by token at 0.9, propagate"] = partial(
+        decode, some, new=new, thresholds=0.9, keep="propagate"
+    )
     for loss, limits in chosen.items():
-        for keep in ("propagate", "exact"):
+        for keep in KEEPS:
             found[f"searched for {loss:g} bits, {keep}"] = partial(
                 decode, some, new=new, thresholds=limits, keep=keep
             )

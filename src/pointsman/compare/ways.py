@@ -161,6 +161,7 @@ class Way:
         for length in lengths:
             for chain in combinations(range(count), length):
                 names = " > ".join(self.stage_names[at] for at in chain)
+                names = "all in turn" if rule == PATIENCE else names
                 for limit in _grid(sureness[list(chain[:-1])]):
                     limits = subset_thresholds(chain, [limit] * (length - 1), count)
                     found[f"{names} @ {mark}{limit:.4f}"] = Setting(limits, rule)

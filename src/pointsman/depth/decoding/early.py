@@ -38,7 +38,7 @@ from pointsman.run import Confidence, Stage, State, StoppingRule, Thresholds, ru
 from pointsman.select import max_probability
 
 Keep = Literal["exact", "propagate"]
-KEEPS = ("exact", "propagate")
+KEEPS: tuple[Keep, ...] = ("exact", "propagate")
 
 
 def decode(
