@@ -240,7 +240,7 @@ CLAIM = Claim(
         "all shared": "all shared: error",
         "separate": "separate: error",
     },
-    note="It holds by a hair, and not in two minutes. Eight searches are needed, as a single one is "
+    note="It holds by a hair, beyond two minutes. Eight searches are needed, as a single one is "
     "right in about half of the worlds at most: tasks settle on a node early, when it serves them "
     "by chance, and their heads adapt to it. On 24 other worlds the best of eight was right in "
     ".83, so that 6 of 6 is luck in part. The lead over separate networks is one per cent of the "
