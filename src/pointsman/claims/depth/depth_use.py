@@ -151,5 +151,6 @@ CLAIM = Claim(
     entry="pointsman.depth.diagnostics.linear_maps",
     note="Narrowly, and the criterion asks for less than the claim: the order rises, but layers of "
     "the 4 map to layers 1 to 4 of the 8 only, not to those of equal relative depth. On a tuning "
-    "seed all four mapped best to one layer. The 8 layers are hardly better than the 4 at this size.",
+    "seed all four mapped best to one layer. At this size the 8 layers are hardly better than the "
+    "4.",
 )
