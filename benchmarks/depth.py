@@ -1,6 +1,6 @@
 """How much early exits save on images at no more than a point lost, beside smaller networks.
 
-    python benchmarks/depth.py [--cifar10 FILE] [--data digits cifar10] [--epochs 15]
+    python benchmarks/depth.py [--cifar10 FILE] [--data digits cifar10] [--epochs 15 5]
         [--folder DIR] [--max-drop 0.01] [--confidence 0.95] [--rounds 5] [--json FILE]
 
 Everything is trained here, with one recipe for every network (see benchmarks/depth_networks.py):
@@ -64,7 +64,7 @@ from pointsman.frontier import (
 from pointsman.run import Confidence, StageCosts, StoppingRule
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10_20k.npz"
-EPOCHS = {"CIFAR-10": 15, "digits": 30}
+EPOCHS = {"CIFAR-10": (15, 5), "digits": (30, 10)}
 BATCH = 256
 GATE_PRICES = (0.3, 1.0)  # nats that the cost of the whole network is worth
 COVERAGES = (0.8, 0.95)
@@ -312,7 +312,7 @@ def print_networks(
         f"{len(getattr(task, part).y):,} {part}"
         for part in ("train", "validation", "calibration", "test")
     )
-    print(f"\n## {task.name}: {sizes}; {task.epochs} epochs\n")
+    print(f"\n## {task.name}: {sizes}; {sum(task.epochs)} epochs\n")
     print("| network | MMACs | ms CPU (wall) | accuracy on test | drop certified at 95% |")
     print("|---|---:|---:|---:|---:|")
     for name in spent:
@@ -376,7 +376,7 @@ def as_json(
     """Every figure that was printed."""
     return {
         "data": task.name,
-        "epochs": task.epochs,
+        "epochs": list(task.epochs),
         "networks": {
             name: {"MFLOPs": spent[name], "accuracy": float(right[name]["test"].mean())}
             for name in spent
@@ -405,7 +405,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cifar10", type=Path, default=DATA, metavar="FILE")
     parser.add_argument("--data", nargs="+", default=["digits", "cifar10"])
-    parser.add_argument("--epochs", type=int, help="of CIFAR-10")
+    parser.add_argument("--epochs", type=int, nargs=2, help="of CIFAR-10, in two parts")
     parser.add_argument("--plain", nargs="+", default=list(PLAIN), help="full is needed")
     parser.add_argument("--folder", type=Path, metavar="DIR")
     parser.add_argument("--max-drop", type=float, default=0.01)

@@ -1,5 +1,9 @@
 """Networks and data of benchmarks/depth.py: everything is trained here, in minutes, on one core.
 
+Every network is trained in two parts, in each of which the rate rises and falls. Two go on from the
+first part of the full network: the reference alone, and the one with exits, which learns all of
+them at once. Both have had the same updates, and differ only where exits make them.
+
 Legend: N inputs, C classes.
 """
 
@@ -23,9 +27,9 @@ from pointsman.learn.muon import Muon
 
 SMOOTHING = 0.1
 BATCH = 125
-RATE = 0.1  # of the filters and of the rest
-# Half of what an early exit learns is the last one's answer.
-EXIT_LOSS = ExitLoss(distil=0.5, temperature=2.0, smoothing=SMOOTHING)
+RATES = (0.1, 0.05)  # of the filters and of the rest, in the two parts of the training
+EARLY_WEIGHT = 0.5  # of an early exit's loss, against 1 of the last one's
+DISTIL = 0.5  # how much of what an early exit learns is the last one's answer
 # From 8 x 8 pixels; coarse features of 4 x 4.
 DIGITS = (
     StageShape(fine=(Layer(8), Layer(16)), down=(32,)),
@@ -51,7 +55,7 @@ class Task:
         shift: pixels by which training images are moved at most.
         flip: whether training images are mirrored.
         stages: shapes of the full network's stages.
-        epochs: of every network.
+        epochs: of every network, in the two parts of its training.
     """
 
     name: str
@@ -62,10 +66,10 @@ class Task:
     shift: int
     flip: bool
     stages: Sequence[StageShape]
-    epochs: int
+    epochs: tuple[int, int]
 
 
-def cifar10(path: Path, epochs: int) -> Task:
+def cifar10(path: Path, epochs: tuple[int, int]) -> Task:
     """CIFAR-10: of 20,000 training images 15,000 train, 1,500 validate and 3,500 calibrate."""
     data = np.load(path)
     order = np.random.default_rng(0).permutation(len(data["x_train"]))
@@ -89,7 +93,7 @@ def cifar10(path: Path, epochs: int) -> Task:
     )
 
 
-def digits(epochs: int) -> Task:
+def digits(epochs: tuple[int, int]) -> Task:
     """scikit-learn's 1,797 digits of 8 x 8: 597 train, 200 validate, 700 calibrate, 300 test."""
     from sklearn.datasets import load_digits
 
@@ -162,21 +166,22 @@ def network(task: Task, stages: int | None = None, width: float = 1.0) -> nn.Seq
     return net.to(memory_format=torch.channels_last)
 
 
-def with_exits(task: Task) -> EarlyExit:
+def with_exits(task: Task, net: nn.Sequential) -> EarlyExit:
     """The full network with an exit at every stage."""
-    net = network(task)
     at = [f"stage{number}" for number in range(1, len(task.stages))]
     exits = EarlyExit(net, at, example=task.train.x[:1], heads=coarse_heads(net))
     return exits.to(memory_format=torch.channels_last)
 
 
-def train(net: EarlyExit | nn.Sequential, task: Task, seed: int) -> None:
-    """All exits at once, or the one end that there is; the same recipe for every network."""
+def train(net: EarlyExit | nn.Sequential, task: Task, part: int, seed: int) -> None:
+    """One part of the training, of all exits at once or of the one end that there is."""
+    seed += 1000 * part
     data = Batches(task.train.x, task.train.y, BATCH, seed=seed, augment=augmenter(task, seed))
-    optimiser = partial(Muon, rate=RATE, rest=RATE)
-    recipe = Recipe(epochs=task.epochs, clip=float("inf"), optimiser=optimiser)
+    optimiser = partial(Muon, rate=RATES[part], rest=RATES[part])
+    recipe = Recipe(epochs=task.epochs[part], clip=float("inf"), optimiser=optimiser)
     if isinstance(net, EarlyExit):
-        train_jointly(net, data, recipe, EXIT_LOSS)
+        weights = (*[EARLY_WEIGHT] * len(net.heads), 1.0)
+        train_jointly(net, data, recipe, ExitLoss(weights, distil=DISTIL, smoothing=SMOOTHING))
         return
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -198,22 +203,39 @@ PLAIN: dict[str, Callable[[Task], nn.Sequential]] = {
 def trained(task: Task, name: str, seed: int, folder: Path | None) -> EarlyExit | nn.Sequential:
     """A network of `PLAIN`, or the full one with "exits": trained, or read from the folder."""
     torch.manual_seed(seed)
-    net: EarlyExit | nn.Sequential
-    net = with_exits(task) if name == "exits" else PLAIN[name](task)
-    parts = [net.backbone, net.heads] if isinstance(net, EarlyExit) else [net]
-    file = folder and folder / f"{task.name} {name} {seed}.pt".replace(" ", "-")
-    if file and file.exists():
-        for part, weights in zip(parts, torch.load(file, weights_only=True), strict=True):
-            part.load_state_dict(weights)
-        return net.eval()
-    start, used = time.perf_counter(), time.process_time()
-    train(net, task, seed)
-    wall, cpu = time.perf_counter() - start, time.process_time() - used
-    print(f"trained {name} on {task.name}: {wall:.0f} s ({cpu:.0f} s CPU)", flush=True)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([part.state_dict() for part in parts], file)
+    plain = "full" if name == "exits" else name
+    net: EarlyExit | nn.Sequential = PLAIN[plain](task)
+    kept = _Kept(folder, f"{task.name} {{}} {seed}.pt")
+    kept.read_or_train(net, f"{plain}, first part", lambda: train(net, task, 0, seed))
+    if name == "exits":
+        net = with_exits(task, net)
+    kept.read_or_train(net, name, lambda: train(net, task, 1, seed))
     return net.eval()
+
+
+class _Kept(NamedTuple):
+    """Where weights are kept, if anywhere."""
+
+    folder: Path | None
+    file_name: str
+
+    def read_or_train(
+        self, net: EarlyExit | nn.Sequential, name: str, train_it: Callable[[], None]
+    ) -> None:
+        """Read the weights where they are, else train and write them."""
+        parts = [net.backbone, net.heads] if isinstance(net, EarlyExit) else [net]
+        file = self.folder and self.folder / self.file_name.format(name).replace(" ", "-")
+        if file and file.exists():
+            for part, weights in zip(parts, torch.load(file, weights_only=True), strict=True):
+                part.load_state_dict(weights)
+            return
+        start, used = time.perf_counter(), time.process_time()
+        train_it()
+        wall, cpu = time.perf_counter() - start, time.process_time() - used
+        print(f"trained {name}: {wall:.0f} s ({cpu:.0f} s CPU)", flush=True)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save([part.state_dict() for part in parts], file)
 
 
 @torch.no_grad()
