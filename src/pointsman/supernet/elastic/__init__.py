@@ -1,0 +1,1 @@
+"""What makes a network elastic: modules with choices."""

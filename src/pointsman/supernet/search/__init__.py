@@ -1,0 +1,1 @@
+"""Search: engines that propose genotypes, and what runs, records and resumes them."""
