@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from pointsman.errors import InputError
+from pointsman.supernet.search.drawing import affordable_start
 from pointsman.supernet.search.engine import Engine
 from pointsman.supernet.search.problem import Evaluation, Problem
 from pointsman.supernet.space import Genotype
@@ -45,20 +47,31 @@ def search(
 
     Args:
         problem: what is searched.
-        engine: what proposes.
+        engine: what proposes. What it proposes beyond the budget is answered as failed, without
+            being evaluated or counted.
         evaluations: how many genotypes at most, those that are known among them.
         seed: of the engine.
         known: evaluations of an earlier run of the same engine and seed, which are not repeated.
         evaluate: where genotypes are evaluated.
         found: called with each new evaluation as soon as it is there.
+
+    Raises:
+        InputError: less than one evaluation.
+        UnreachableError: nothing is within the budget; the message says what the cheapest costs.
     """
+    if evaluations < 1:
+        raise InputError(f"a search evaluates at least one genotype, got {evaluations}")
+    affordable_start(problem)
     memory = {each.genotype: each for each in known}
     history: dict[Genotype, Evaluation] = {}
+    refused: dict[Genotype, Evaluation] = {}
     proposals = engine(problem, seed)
-    batch: Sequence[Genotype] = next(proposals, ())
+    batch = _canonical(problem, next(proposals, ()))
     idle = 0
-    while batch and len(history) < evaluations and idle < PATIENCE:
-        fresh = [g for g in dict.fromkeys(batch) if g not in history][: evaluations - len(history)]
+    while batch and idle < PATIENCE:
+        new = [g for g in dict.fromkeys(batch) if g not in history]
+        refused.update((g, _refused(problem, g)) for g in new if not problem.affordable(g))
+        fresh = [g for g in new if g not in refused][: evaluations - len(history)]
         idle = 0 if fresh else idle + 1
         missing = [genotype for genotype in fresh if genotype not in memory]
         for each in evaluate(problem, missing) if missing else ():
@@ -68,8 +81,18 @@ def search(
         if len(history) == evaluations:
             break
         try:
-            batch = proposals.send([history[genotype] for genotype in batch])
+            answers = [history.get(genotype) or refused[genotype] for genotype in batch]
+            batch = _canonical(problem, proposals.send(answers))
         except StopIteration:
             break
     proposals.close()
     return list(history.values())
+
+
+def _canonical(problem: Problem, batch: Sequence[Genotype]) -> list[Genotype]:
+    return [problem.space.canonical(genotype) for genotype in batch]
+
+
+def _refused(problem: Problem, genotype: Genotype) -> Evaluation:
+    """The answer to an engine that asks for more than the budget: nothing was evaluated."""
+    return Evaluation(genotype, math.nan, problem.cost(genotype), "beyond the budget")

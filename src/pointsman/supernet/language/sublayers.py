@@ -1,0 +1,342 @@
+"""The residual sub-layers of a decoder, found by watching it run, and each of them elastic.
+
+A sub-layer is x + f(norm(x)): an attention or a feed-forward with the normalisation that it alone
+reads. What belongs to which is read off one run: a part that reads what a normalisation gave
+begins a sub-layer, a normalisation that reads what a part gave ends it. Each layer is then tried
+without its sub-layers: it must give back its input to the bit, else it is refused. So this works
+on pre-norm decoders of `transformers` (Llama, GPT-2, OPT, ...) and on one's own, without their names.
+
+Legend: n sequences, S tokens, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pointsman.errors import InputError
+from pointsman.modules import evaluating
+from pointsman.supernet.elastic.dial import Dial
+from pointsman.supernet.elastic.parts import Part as ElasticPart
+from pointsman.supernet.elastic.parts import Setting
+from pointsman.supernet.elastic.sliced import Sliced
+from pointsman.supernet.language.calling import call
+from pointsman.supernet.space import Choice
+from pointsman.supernet.supernet import Supernet
+
+Kind = Literal["attention", "feed-forward"]
+
+
+class Nothing(nn.Module):
+    """In the place of a module whose output is added to something: zeros.
+
+    Args:
+        width: of the zeros.
+        answers: 0: they are the answer; else the answer is a tuple of so many, all but the first
+            of which are None.
+    """
+
+    def __init__(self, width: int, answers: int = 0) -> None:
+        super().__init__()
+        self.width, self.answers = width, answers
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """(..., anything) → zeros (..., width)."""
+        x = _tensor_in((*inputs, *options.values()))
+        zeros = x.new_zeros(*x.shape[:-1], self.width)
+        return (zeros, *[None] * (self.answers - 1)) if self.answers else zeros
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return f"width={self.width}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A module of a sub-layer: its dotted name, the width of its output, how many it answers."""
+
+    name: str
+    width: int
+    answers: int
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual sub-layer.
+
+    Attributes:
+        name: dotted, of its first module with a weight matrix, such as "model.layers.0.mlp".
+        layer: place of its layer in the list of layers.
+        kind: "attention" if what it adds to a token depends on others, else "feed-forward".
+        norm: dotted name of the normalisation that it alone reads, or None.
+        pieces: its other modules in the order of their calls; the output of the last is added.
+    """
+
+    name: str
+    layer: int
+    kind: Kind
+    norm: str | None
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(eq=False)
+class _Called:
+    """One call of a module inside a layer. Holding the tensors keeps their identities apart."""
+
+    name: str
+    module: nn.Module
+    read: Tensor
+    gave: Tensor
+    answers: int
+
+    @property
+    def is_norm(self) -> bool:
+        return all(weight.ndim < 2 for weight in self.module.parameters())
+
+
+@dataclass(eq=False)
+class _Run:
+    """One call of a layer: its arguments and the calls of its modules."""
+
+    inputs: tuple[Any, ...]
+    options: dict[str, Any]
+    calls: list[_Called]
+
+
+def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The `nn.ModuleList` with the most weights, under its dotted name.
+
+    Raises:
+        InputError: there is none.
+    """
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise InputError(f"a decoder keeps its layers in an nn.ModuleList, {type(model)} has none")
+    return max(lists, key=lambda found: sum(weight.numel() for weight in found[1].parameters()))
+
+
+@torch.no_grad()
+def find_sublayers(model: nn.Module, example: Any) -> tuple[Sublayer, ...]:
+    """The sub-layers of a decoder in the order in which they run.
+
+    Args:
+        model: left as it is.
+        example: what it is called with: token ids (n, S) of at least two tokens, or a mapping of
+            its arguments.
+
+    Raises:
+        InputError: no list of layers, or a layer that is not a sum of its input and sub-layers (such
+            as those that normalise after the sum).
+    """
+    list_name, layers = layer_list(model)
+    found: list[Sublayer] = []
+    with evaluating(model):
+        runs = _watch(model, list_name, layers, example)
+        for at, layer in enumerate(layers):
+            if at not in runs:
+                raise InputError(f"{list_name}.{at} did not run on the example: give another")
+            prefix = f"{list_name}.{at}."
+            groups = _grouped(runs[at].calls)
+            _check(layer, runs[at], groups, prefix)
+            for norm, pieces in groups:
+                kind = _kind(layer, runs[at], groups, pieces)
+                found.append(_sublayer(prefix, at, kind, norm, pieces))
+    return tuple(found)
+
+
+def droppable(model: nn.Module, sublayers: Sequence[Sublayer]) -> Supernet:
+    """A supernet with one choice a sub-layer: is it there? The model is shared, not copied.
+
+    Args:
+        model: a decoder.
+        sublayers: those that may be left out, see `find_sublayers`.
+    """
+    parts: list[ElasticPart] = []
+    for each in sublayers:
+        parts += skips(model, each, Dial(Choice(each.name, (False, True))))
+    return Supernet(Sliced(model, parts))
+
+
+def skips(model: nn.Module, sublayer: Sublayer, dial: Dial) -> list[Setting]:
+    """What a dial with the options (False, True) does to a sub-layer."""
+    found = [_setting(model, p.name, Nothing(p.width, p.answers), dial) for p in sublayer.pieces]
+    if sublayer.norm is not None:
+        found.append(_setting(model, sublayer.norm, nn.Identity(), dial))
+    return found
+
+
+def _setting(model: nn.Module, name: str, instead: nn.Module, dial: Dial) -> Setting:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(name)
+    return Setting(model.get_submodule(owner), attribute, dial, (instead, module))
+
+
+def tidy(model: nn.Module) -> nn.Module:
+    """The model without layers in which nothing is left, and with its caches numbered anew.
+
+    Layers of `transformers` keep keys and values under a number of their own, and the first of
+    them tells how long the text is: where an attention was left out, the others move up. The
+    number of layers in the configuration follows.
+
+    Args:
+        model: changed in place, and returned.
+
+    Raises:
+        InputError: nothing is left, or attention was left out of a model whose layers keep caches
+            of several kinds (sliding and full).
+    """
+    name, layers = layer_list(model)
+    left = [at for at, layer in enumerate(layers) if not _empty(layer)]
+    if not left:
+        raise InputError("at least one sub-layer must be left")
+    config = getattr(model, "config", None)
+    kinds = list(getattr(config, "layer_types", None) or [])
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, nn.ModuleList(layers[at] for at in left))
+    caching = [m for at in left for m in layers[at].modules() if hasattr(m, "layer_idx")]
+    numbers = sorted({int(module.layer_idx) for module in caching})
+    if config is not None and len(left) < len(layers):
+        config.num_hidden_layers = len(left)
+        if kinds:
+            config.layer_types = [kinds[at] for at in left]
+    if len(set(kinds)) > 1 and numbers != left:
+        raise InputError(
+            "attention can be left out where all layers keep the same kind of cache, these are "
+            f"{sorted(set(kinds))}: leave out whole layers or feed-forwards"
+        )
+    for module in caching:
+        module.layer_idx = numbers.index(int(module.layer_idx))
+    return model
+
+
+def _empty(layer: nn.Module) -> bool:
+    return any(isinstance(m, Nothing) for m in layer.modules()) and not list(layer.parameters())
+
+
+def _watch(
+    model: nn.Module, list_name: str, layers: nn.ModuleList, example: Any
+) -> dict[int, _Run]:
+    """What each layer was called with, and the calls of its own modules, on the example."""
+    runs: dict[int, _Run] = {}
+    handles = []
+    for at, layer in enumerate(layers):
+
+        def enter(module: nn.Module, inputs: Any, options: Any, at: int = at) -> None:
+            runs[at] = _Run(inputs, options, [])
+
+        handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        for name, child in layer.named_children():
+
+            def leave(
+                module: nn.Module,
+                inputs: Any,
+                options: Any,
+                output: Any,
+                at: int = at,
+                name: str = name,
+            ) -> None:
+                read = _tensor_in((*inputs, *options.values()))
+                several = isinstance(output, tuple | list)
+                first = output[0] if several else output
+                answers = len(output) if several else 0
+                runs[at].calls.append(_Called(name, module, read, first, answers))
+
+            if any(True for _ in child.parameters()):
+                handles.append(child.register_forward_hook(leave, with_kwargs=True))
+    try:
+        call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return runs
+
+
+Group = tuple["_Called | None", list[_Called]]
+
+
+def _grouped(calls: list[_Called]) -> list[Group]:
+    """(norm or None, pieces) of each sub-layer."""
+    groups: list[Group] = []
+    for each in calls:
+        reads = [other for other in calls if other.read is each.gave]
+        if each.is_norm:
+            if groups and groups[-1][1] and groups[-1][1][-1].gave is each.read:
+                groups[-1][1].append(each)  # a second normalisation, of what will be added
+                continue
+            if not reads:
+                continue  # of something else: _check finds out
+        norm = next((other for other in calls if other.is_norm and other.gave is each.read), None)
+        if each.is_norm:
+            continue
+        if norm is not None or not groups:
+            alone = norm is not None and sum(other.read is norm.gave for other in calls) == 1
+            groups.append((norm if alone else None, [each]))
+        else:
+            groups[-1][1].append(each)
+    return groups
+
+
+def _check(layer: nn.Module, run: _Run, groups: list[Group], prefix: str) -> None:
+    """A layer without its sub-layers gives back its input."""
+    hidden = _tensor_in((*run.inputs, *run.options.values()))
+    if hidden.ndim != 3 or hidden.shape[1] < 2:
+        raise InputError(
+            f"the layers of a decoder read (sequences, at least 2 tokens, width), {prefix[:-1]} "
+            f"read {tuple(hidden.shape)}: give an example of two tokens or more"
+        )
+    try:
+        left = _without(layer, run, [p for _, pieces in groups for p in pieces], hidden)
+        identity = torch.equal(left, hidden)
+    except Exception:  # whatever a layer does with zeros
+        identity = False
+    if not groups or not identity:
+        raise InputError(
+            f"a layer adds sub-layers to its input, as x + f(norm(x)), {prefix[:-1]} "
+            f"({type(layer).__name__}) does something else: sub-layers can only be left out of "
+            "pre-norm decoders"
+        )
+
+
+def _without(layer: nn.Module, run: _Run, pieces: list[_Called], hidden: Tensor) -> Tensor:
+    """Output of a layer without some modules, on another hidden state."""
+    whole = {piece.name: piece.module for piece in pieces}
+    read = _tensor_in((*run.inputs, *run.options.values()))
+    inputs = [hidden if value is read else value for value in run.inputs]
+    options = {name: hidden if value is read else value for name, value in run.options.items()}
+    try:
+        for piece in pieces:
+            setattr(layer, piece.name, Nothing(piece.gave.shape[-1], piece.answers))
+        output = layer(*inputs, **options)
+    finally:
+        for name, module in whole.items():
+            setattr(layer, name, module)
+    first: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return first
+
+
+def _kind(layer: nn.Module, run: _Run, groups: list[Group], pieces: list[_Called]) -> Kind:
+    """Whether what is added to the other tokens changes with the first."""
+    others = [p for _, others in groups if others is not pieces for p in others]
+    hidden = _tensor_in((*run.inputs, *run.options.values()))
+    moved = hidden.clone()
+    moved[:, 0] = moved[:, 0].roll(1, dims=-1) + 1
+    before = _without(layer, run, others, hidden)[:, 1:]
+    after = _without(layer, run, others, moved)[:, 1:]
+    return "feed-forward" if torch.allclose(before, after, rtol=1e-5, atol=1e-7) else "attention"
+
+
+def _sublayer(
+    prefix: str, at: int, kind: Kind, norm: _Called | None, pieces: list[_Called]
+) -> Sublayer:
+    made = tuple(Piece(prefix + p.name, p.gave.shape[-1], p.answers) for p in pieces)
+    return Sublayer(made[0].name, at, kind, norm and prefix + norm.name, made)
+
+
+def _tensor_in(values: Sequence[Any]) -> Tensor:
+    """The first tensor among the arguments of a call."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+    raise InputError("a layer is handed its hidden state as a tensor, got none")

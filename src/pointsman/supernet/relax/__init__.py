@@ -1,0 +1,1 @@
+"""Continuous relaxations of architecture search: options mixed by weights that are learned."""

@@ -1,0 +1,1 @@
+"""Scores that need no training, and how well they rank networks."""
