@@ -15,6 +15,7 @@ from pointsman.errors import PointsmanError
 # What each subcommand does; it lives in the module of its name beside this one.
 COMMANDS = {
     "compare": "Try every way to spend less on data, and pick one.",
+    "search": "Find the subnets of a supernet that are best at every cost.",
     "predict": "Run a saved policy on new inputs.",
     "show": "Print the table of an earlier run.",
     "serve": "Answer requests with the models of a saved policy.",
@@ -30,6 +31,8 @@ EXTRAS = {
     ),
     "psycopg": "postgres",
     "ray": "ray",
+    "optuna": "search",
+    "pymoo": "search",
     "transformers": "hf",
 }
 

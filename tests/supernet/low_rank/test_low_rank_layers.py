@@ -36,7 +36,7 @@ def test_plain_layers_give_the_same_outputs(layer: nn.Module, x: torch.Tensor) -
 def test_the_kept_part_is_the_nearest_matrix_of_its_rank() -> None:
     layer = nn.Linear(8, 6)
     values = torch.linalg.svdvals(layer.weight.detach())
-    lost = torch.linalg.matrix_norm(LowRank(layer, 3).weight_OI - layer.weight)
+    lost = torch.linalg.matrix_norm(LowRank(layer, 3).matrix - layer.weight)
     assert_close(lost, values[3:].norm(), rtol=1e-4, atol=1e-6)
 
 

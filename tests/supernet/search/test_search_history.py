@@ -1,10 +1,9 @@
 """A history of evaluations: kept, shared, resumed, and refused where it is not the right one."""
 
 import math
+import multiprocessing
+import multiprocessing.context
 import os
-import subprocess
-import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pointsman.supernet.search.problem import Evaluation, Problem
 from pointsman.supernet.search.run import search
 from pointsman.supernet.space import Choice, Genotype, Space
 
+PATIENCE = 120.0  # seconds, on a machine that is busy
 SPACE = Space(
     [
         Choice("depth", (1, 2, 3)),
@@ -140,7 +140,10 @@ def test_a_truncated_study_is_refused_and_left_as_it_is(tmp_path: Path, share: f
     with pytest.raises(InputError, match=r"study\.db: .*the file was left as it is"):
         History(SPACE, store)
     assert store.read_bytes() == damaged
-    assert sorted(p.name for p in tmp_path.iterdir()) in (["study.db"], ["study.db", "study.db.lock"])
+    assert sorted(p.name for p in tmp_path.iterdir()) in (
+        ["study.db"],
+        ["study.db", "study.db.lock"],
+    )
 
 
 def test_pages_overwritten_with_noise_are_refused(tmp_path: Path) -> None:
@@ -185,38 +188,33 @@ def test_an_interrupted_evaluation_gives_its_claim_back(tmp_path: Path) -> None:
     assert not (tmp_path / "study.db.workers").exists()
 
 
-CHILD = textwrap.dedent(
-    """
-    import os, sys, time
-    from pathlib import Path
-    sys.path.insert(0, sys.argv[1])
-    from test_search_history import PROBLEM, SPACE, History, Problem, in_order, search
+def work(store: Path | str, log: Path, out: Path) -> None:
+    """A process of its own: a search whose evaluations are logged as they happen."""
 
-    store, log = sys.argv[2], Path(sys.argv[3])
-
-    def quality(genotype):
+    def slow(genotype: Genotype) -> float:
         time.sleep(0.02)
         with log.open("a") as file:
-            file.write(repr(genotype) + "\\n")
-        return PROBLEM.quality(genotype)
+            file.write(repr(genotype) + "\n")
+        return quality(genotype)
 
-    problem = Problem(SPACE, quality, PROBLEM.cost)
-    with History(SPACE, store) as history:
-        found = search(
-            problem, in_order, 16, known=history.evaluations(), evaluate=history.sharing()
-        )
-    print(found)
-    """
-)
+    out.write_text(repr(run(store, Problem(SPACE, slow, cost))))
 
 
-def start(store: Path | str, log: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(store), str(log)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+def start(store: Path | str, log: Path, out: Path) -> multiprocessing.context.ForkProcess:
+    child = multiprocessing.get_context("fork").Process(target=work, args=(store, log, out))
+    child.start()
+    return child
+
+
+def end(child: multiprocessing.context.ForkProcess, out: Path) -> list[Evaluation]:
+    child.join(PATIENCE)
+    assert child.exitcode == 0
+    found: list[Evaluation] = eval(out.read_text())
+    return found
 
 
 def wait_for(log: Path, lines: int) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while not log.exists() or len(log.read_text().splitlines()) < lines:
         assert time.monotonic() < until
         time.sleep(0.005)
@@ -224,16 +222,16 @@ def wait_for(log: Path, lines: int) -> None:
 
 def test_killed_half_way_it_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     store, log = tmp_path / "study.db", tmp_path / "log"
-    child = start(store, log)
+    child = start(store, log, tmp_path / "out")
     wait_for(log, 6)
     child.kill()
-    child.wait()
+    child.join()
     done = log.read_text().splitlines()
     with History(SPACE, store) as history:
         kept = {repr(each.genotype) for each in history.evaluations()}
     assert kept >= set(done[:-1])  # at most the one at which it was killed is not there
-    out, _ = start(store, log).communicate(timeout=60)
-    assert eval(out) == search(PROBLEM, in_order, 16)
+    again = start(store, log, tmp_path / "out")
+    assert end(again, tmp_path / "out") == search(PROBLEM, in_order, 16)
     counts = Counter(log.read_text().splitlines())
     assert len(counts) == 16
     assert all(count == 1 for name, count in counts.items() if name in kept)
@@ -241,19 +239,21 @@ def test_killed_half_way_it_loses_nothing_and_repeats_nothing(tmp_path: Path) ->
 
 def test_two_processes_share_a_study_and_come_to_the_history_of_one(tmp_path: Path) -> None:
     store, log = tmp_path / "study.db", tmp_path / "log"
-    children = [start(store, log), start(store, log)]
-    outs = [child.communicate(timeout=60)[0] for child in children]
-    assert eval(outs[0]) == eval(outs[1]) == search(PROBLEM, in_order, 16)
+    outs = [tmp_path / "one", tmp_path / "other"]
+    children = [start(store, log, out) for out in outs]
+    found = [end(child, out) for child, out in zip(children, outs, strict=True)]
+    assert found[0] == found[1] == search(PROBLEM, in_order, 16)
     assert sorted(Counter(log.read_text().splitlines()).values()) == [1] * 16
 
 
 def test_processes_share_a_postgresql_study(postgres_url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    one, other = start(postgres_url, log), start(postgres_url, log)
+    one = start(postgres_url, log, tmp_path / "one")
+    other = start(postgres_url, log, tmp_path / "other")
     wait_for(log, 4)
     one.kill()
-    one.communicate()
-    assert eval(other.communicate(timeout=60)[0]) == search(PROBLEM, in_order, 16)
+    one.join()
+    assert end(other, tmp_path / "other") == search(PROBLEM, in_order, 16)
     counts = Counter(log.read_text().splitlines())
     assert len(counts) == 16
     assert sum(counts.values()) <= 17  # the one at which it was killed may be there twice

@@ -3,20 +3,30 @@
 Legend: U units of a group, R positions of a unit in one dimension of one parameter.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pointsman.errors import InputError
 from pointsman.supernet.channels.labels import FIXED
 from pointsman.supernet.channels.ledger import Ledger
 from pointsman.supernet.channels.tracing import lengths_of, trace
 
-# A number of these names says how large a head is, even if there are as many heads.
-WITHIN = ("head_dim", "head_size", "dim_head", "size_per_head", "dim_per_head", "d_head")
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+# Modules whose attributes follow from their parameters.
+KNOWN = (nn.Linear, nn.Embedding, nn.GroupNorm, *NORMS, *CONVOLUTIONS)
+
+# A number of these names says how large a head is, or how many share one, even if it is as large as
+# the number of heads.
+WITHIN = (
+    *("head_dim", "head_size", "dim_head", "size_per_head", "dim_per_head", "d_head"),
+    *("key_value_groups", "kv_groups", "n_rep"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,24 +41,22 @@ class Slice:
 
     name: str
     dim: int
-    rows_UR: Tensor
+    rows_UR: Tensor  # noqa: N815  (a name that carries its shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Length:
-    """A whole number that a module holds as an attribute: so many positions of a group.
+    """A whole number that a module holds as an attribute and that shrinks with a group.
 
     Attributes:
         module: its name.
         attribute: of the module.
-        rows_UR: (U, R) the positions of each unit among those that are counted.
-        fixed: how many positions are counted that belong to no unit of this group.
+        each: how much of it is one unit's.
     """
 
     module: str
     attribute: str
-    rows_UR: Tensor
-    fixed: int
+    each: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +79,7 @@ class ChannelGroup:
     size: int
     slices: tuple[Slice, ...]
     exact: bool
-    lengths: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    lengths: tuple[Length, ...] = ()
 
     def __repr__(self) -> str:
         owned = ", ".join(f"{part.name}[{part.dim}]" for part in self.slices)
@@ -96,15 +104,85 @@ def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
             batch of one is enough.
 
     Returns:
-        Groups of at least two units, in the order in which the network makes them.
+        Groups of at least two units, in the order in which their modules are defined.
 
     Raises:
         InputError: the network branches on numbers it computed, or does not run on the example.
     """
     ledger = trace(model, example)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             for parameter in module.parameters():
                 for factor in ledger.factors(parameter):
                     ledger.labels.fix(factor)
-    return _grouped(model, ledger)
+    owned = _owned(model, ledger)
+    sizes = _lengths(model, ledger)
+    inexact = {root for labels in ledger.inexact for root in ledger.labels.find(labels).tolist()}
+    together: dict[tuple[tuple[str, int, int], ...], list[int]] = defaultdict(list)
+    for root, parts in owned.items():
+        together[tuple((name, dim, len(rows)) for (name, dim), rows in parts.items())].append(root)
+    found: dict[str, ChannelGroup] = {}
+    for signature, roots in together.items():
+        if len(roots) < 2:
+            continue
+        slices = tuple(
+            Slice(name, dim, torch.tensor([owned[root][name, dim] for root in roots]))
+            for name, dim, _ in signature
+        )
+        name = _name(model, slices, found)
+        lengths = tuple(
+            Length(*at, count[roots[0]]) for at, count in sizes.items() if roots[0] in count
+        )
+        found[name] = ChannelGroup(name, len(roots), slices, inexact.isdisjoint(roots), lengths)
+    return list(found.values())
+
+
+def _owned(model: nn.Module, ledger: Ledger) -> dict[int, dict[tuple[str, int], list[int]]]:
+    """For every class of labels that can be removed, its positions by parameter and dimension."""
+    owned: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for dim, vector in enumerate(ledger.vectors(tensor)):
+            for row, root in enumerate([] if vector is None else vector.tolist()):
+                if root != FIXED:
+                    owned[root][name, dim].append(row)
+    trained = {name for name, _ in model.named_parameters()}
+    return {
+        root: dict(parts)
+        for root, parts in owned.items()
+        if any(name in trained for name, _ in parts)
+    }
+
+
+def _lengths(model: nn.Module, ledger: Ledger) -> dict[tuple[str, str], Counter[int]]:
+    """For every attribute that counts positions, how many are of which class of labels."""
+    found: dict[tuple[str, str], Counter[int]] = {}
+    for site in ledger.sites:
+        module = model.get_submodule(site.module)
+        if isinstance(module, KNOWN):
+            continue
+        vectors = ledger.labels.settle([site.factor], site.factor.dim())
+        for dim, vector in enumerate(vectors):
+            if vector is None or dim not in site.dims:
+                continue
+            for attribute, value in lengths_of(module).items():
+                if value == len(vector) and not attribute.endswith(WITHIN):
+                    found.setdefault((site.module, attribute), Counter(vector.tolist()))
+    return found
+
+
+def _name(model: nn.Module, slices: tuple[Slice, ...], taken: Mapping[str, Any]) -> str:
+    """Of the module whose outputs the units are."""
+    makers = [part.name for part in slices if _makes(model, part)] or [slices[0].name]
+    name = makers[0].rpartition(".")[0] or makers[0]
+    again = sum(other.split("#")[0] == name for other in taken)
+    return f"{name}#{again + 1}" if again else name
+
+
+def _makes(model: nn.Module, part: Slice) -> bool:
+    module = model.get_submodule(part.name.rpartition(".")[0])
+    weight = part.name.endswith("weight")
+    if isinstance(module, nn.Embedding) or (weight and type(module).__name__ == "Conv1D"):
+        return part.dim == 1
+    if isinstance(module, TRANSPOSED) and weight:
+        return part.dim == 1
+    return part.dim == 0

@@ -26,17 +26,19 @@ class Call:
         return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
-    """Where a module may have a length written down: it viewed or cut a labelled dimension.
+    """Where a module may have a length written down: it split, merged or cut a dimension.
 
     Attributes:
         module: its name.
-        factors: of what went in and came out.
+        factor: of what went in or came out, in full shape.
+        dims: whose lengths are not on the other side.
     """
 
     module: str
-    factors: Factors
+    factor: Tensor
+    dims: tuple[int, ...]
 
 
 class Ledger:
@@ -52,7 +54,9 @@ class Ledger:
         self.inexact: list[Tensor] = []
         self.sites: list[Site] = []
         self.module: str | None = None  # that runs
-        self.numbers: frozenset[int] = frozenset()  # whole numbers that this module has as attributes
+        self.numbers: frozenset[int] = (
+            frozenset()
+        )  # whole numbers that this module has as attributes
         self._factors: dict[int, Factors] = {}
         self._free: set[int] = set()
         self._moved: set[int] = set()
@@ -71,6 +75,11 @@ class Ledger:
     def is_moved(self, x: Tensor) -> bool:
         """Whether it depends on real numbers of the input or of the network."""
         return id(x) in self._moved
+
+    def note_length(self, vector: Tensor | None) -> None:
+        """The module that runs may have this dimension's length as an attribute."""
+        if vector is not None and self.module is not None:
+            self.sites.append(Site(self.module, vector, (0,)))
 
     def written(self, sizes: Sequence[int]) -> bool:
         """Whether the module that runs has these lengths as attributes, so they can be changed."""

@@ -38,17 +38,16 @@ def meet_pointwise(ledger: Ledger, taken: list[Tensor], out: Tensor) -> None:
     """Tie broadcast dimensions and write the result down."""
     free = all(ledger.is_free(x) for x in taken)
     vectors = [(x, ledger.vectors(x)) for x in taken]
-    merged: list[Tensor | None] = []
-    for back in range(out.dim(), 0, -1):
-        merged.append(
-            ledger.meet(
-                *(
-                    (of_x[-back], ledger.is_free(x))
-                    for x, of_x in vectors
-                    if x.dim() >= back and x.shape[-back] == out.shape[-back] > 1
-                )
+    merged = [
+        ledger.meet(
+            *(
+                (of_x[-back], ledger.is_free(x))
+                for x, of_x in vectors
+                if x.dim() >= back and x.shape[-back] == out.shape[-back] > 1
             )
         )
+        for back in range(out.dim(), 0, -1)
+    ]
     if ledger.is_free(out) and out._is_view() and not free:
         for vector in merged:  # written through a view: what lies under it would not know
             ledger.labels.fix(vector)
@@ -206,6 +205,7 @@ def layer_norm(ledger: Ledger, call: Call) -> None:
                 )
     for dim in range(-len(shape), 0):
         _note_inexact(ledger, vectors[dim])
+        ledger.note_length(vectors[dim])
     _set_keeping(ledger, call, vectors)
 
 
@@ -291,28 +291,64 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.native_layer_norm, aten._fused_rms_norm), layer_norm),
     aten.native_group_norm: group_norm,
     **dict.fromkeys(
-        (aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std)
-        + (aten.var_mean, aten.linalg_vector_norm, aten.logsumexp, aten.argmax, aten.any, aten.all),
+        (
+            aten.mean,
+            aten.sum,
+            aten.amax,
+            aten.amin,
+            aten.max,
+            aten.min,
+            aten.var,
+            aten.std,
+            aten.var_mean,
+            aten.linalg_vector_norm,
+            aten.logsumexp,
+            aten.argmax,
+            aten.any,
+            aten.all,
+        ),
         reduction,
     ),
     **dict.fromkeys((aten._softmax, aten._log_softmax, aten._safe_softmax, aten.cumsum), softmax),
     **dict.fromkeys(
-        (aten._adaptive_avg_pool2d, aten.avg_pool2d, aten.max_pool2d_with_indices)
-        + (aten.adaptive_max_pool2d, aten.avg_pool3d, aten.max_pool3d_with_indices)
-        + (aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_nearest1d)
-        + (aten.upsample_bicubic2d, aten._upsample_nearest_exact2d),
+        (
+            aten._adaptive_avg_pool2d,
+            aten.avg_pool2d,
+            aten.max_pool2d_with_indices,
+            aten.adaptive_max_pool2d,
+            aten.avg_pool3d,
+            aten.max_pool3d_with_indices,
+            aten.upsample_nearest2d,
+            aten.upsample_bilinear2d,
+            aten.upsample_nearest1d,
+            aten.upsample_bicubic2d,
+            aten._upsample_nearest_exact2d,
+        ),
         spatial,
     ),
     aten.glu: gated,
-    **dict.fromkeys((aten.detach, aten.alias, aten.clone, aten.lift_fresh, aten._to_copy), identity),
+    **dict.fromkeys(
+        (aten.detach, aten.alias, aten.clone, aten.lift_fresh, aten._to_copy), identity
+    ),
     **dict.fromkeys((aten.tril, aten.triu, aten.contiguous, aten.lift_fresh_copy), identity),
     **dict.fromkeys((aten.zeros_like, aten.ones_like, aten.empty_like, aten.full_like), like),
     **dict.fromkeys((aten.rand_like, aten.randn_like), like),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full), made),
     **dict.fromkeys(
-        (aten.hardswish, aten.hardtanh, aten.hardsigmoid, aten.masked_fill, aten.copy_)
-        + (aten.hardswish_, aten.hardtanh_, aten.hardsigmoid_, aten.masked_fill_)
-        + (aten.leaky_relu_, aten.native_dropout, aten.relu6),
+        (
+            aten.hardswish,
+            aten.hardtanh,
+            aten.hardsigmoid,
+            aten.masked_fill,
+            aten.copy_,
+            aten.hardswish_,
+            aten.hardtanh_,
+            aten.hardsigmoid_,
+            aten.masked_fill_,
+            aten.leaky_relu_,
+            aten.native_dropout,
+            aten.relu6,
+        ),
         pointwise,
     ),
 }

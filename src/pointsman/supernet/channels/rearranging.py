@@ -50,10 +50,18 @@ def _moved(ledger: Ledger, call: Call, run: Callable[[Tensor], list[Tensor]]) ->
             moved[at].append(part)
     for out, factors in zip(outs, moved, strict=True):
         ledger.give(out, ledger.labels.simplified(factors), free=ledger.is_free(x))
-    if before and ledger.module is not None:
-        met = [expanded(factor, x.shape) for factor in before]
-        met += [expanded(factor, out.shape) for out in outs for factor in ledger.factors(out)]
-        ledger.sites.append(Site(ledger.module, met))
+    for out in outs:
+        _note_sites(ledger, x, out)
+        _note_sites(ledger, out, x)
+
+
+def _note_sites(ledger: Ledger, here: Tensor, there: Tensor) -> None:
+    """Write down where lengths changed that a module may have as an attribute."""
+    changed = [dim for dim, size in enumerate(here.shape) if size not in there.shape]
+    if ledger.module is not None and changed:
+        for factor in ledger.factors(here):
+            whole = expanded(factor, here.shape)
+            ledger.sites.append(Site(ledger.module, whole, tuple(changed)))
 
 
 def _cut(ledger: Ledger, x: Tensor, dim: int, pieces: int | None) -> None:
@@ -155,7 +163,9 @@ def stacked(ledger: Ledger, call: Call) -> None:
     dim = call.option(1, "dim", 0) % call.out.dim()
     vectors = [ledger.vectors(x) for x in parts]
     merged = [
-        ledger.meet(*((of_x[at], ledger.is_free(x)) for x, of_x in zip(parts, vectors, strict=True)))
+        ledger.meet(
+            *((of_x[at], ledger.is_free(x)) for x, of_x in zip(parts, vectors, strict=True))
+        )
         for at in range(parts[0].dim())
     ]
     ledger.set(call.out, [*merged[:dim], None, *merged[dim:]])

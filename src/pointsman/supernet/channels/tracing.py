@@ -103,9 +103,14 @@ def trace(model: nn.Module, example: Any) -> Ledger:
         if x.is_floating_point() or x.is_complex():
             ledger.move(x)
     try:
-        with evaluating(model), torch.no_grad(), _plain_attention(), _following(model, ledger):
-            with _Writer(ledger):
-                output = call_with(model, example)
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            _plain_attention(),
+            _following(model, ledger),
+            _Writer(ledger),
+        ):
+            output = call_with(model, example)
     except _BranchError as error:
         raise InputError(_branches(model, ledger.module, error)) from None
     except Exception as error:

@@ -27,6 +27,10 @@ def follow(module: nn.Module, kept: Kept) -> dict[str, Any]:
         return _convolution(module, kept)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": (rows["weight", 0],)} if ("weight", 0) in rows else {}
+    if isinstance(module, nn.GroupNorm) and ("weight", 0) in rows:
+        each = module.num_channels // module.num_groups
+        groups = 1 if module.num_groups == 1 else rows["weight", 0] // each
+        return {"num_channels": rows["weight", 0], "num_groups": groups}
     if isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase | nn.MultiheadAttention):
         raise InputError(f"a {type(module).__name__} cannot be cut: leave it whole")
     names = {

@@ -7,6 +7,7 @@ own, or all of them one choice (`together=True`). `make_elastic` puts declaratio
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from pointsman.errors import InputError
 from pointsman.supernet.elastic.dial import Dial
-from pointsman.supernet.elastic.names import longest_stack, matching, replace
+from pointsman.supernet.elastic.names import longest_stack, matching
 from pointsman.supernet.elastic.one_of import OneOf
 from pointsman.supernet.elastic.parts import Blocks, Cut, Setting, centred, prefixes
 from pointsman.supernet.elastic.plan import Plan
@@ -208,8 +209,10 @@ class Experts:
                 if isinstance(m, nn.Linear) and m.out_features == size and m not in inside
             ]
             if not routers:
-                raise InputError(f"a router has an output for each of {size} experts, {name!r} "
-                                 "has no such linear layer")  # fmt: skip
+                raise InputError(
+                    f"a router has an output for each of {size} experts, {name!r} has no such "
+                    "linear layer"
+                )
             kept_OU = prefixes(counts, size)
             plan.add(Blocks(stacks[0], dial, kept_OU))
             for router in routers:
@@ -260,9 +263,7 @@ class Bits:
             shared = self.layers if self.together else name
             options = tuple(sorted(set(self.options)))
             dial = plan.dial(f"{shared}.bits", options, None if self.together else name)
-            plan.later(
-                name, lambda module, d=dial: Quantised(module, d, activations=self.activations)
-            )
+            plan.later(name, partial(Quantised, dial=dial, activations=self.activations))
 
 
 @dataclass(frozen=True)
@@ -294,15 +295,3 @@ class Operation:
                 return OneOf(dial.choice.name, others | {self.own: there}, dial)
 
             plan.later(name, choose)
-
-
-__all__ = [
-    "Bits",
-    "Declaration",
-    "Depth",
-    "Experts",
-    "Kernel",
-    "Operation",
-    "Skip",
-    "replace",
-]

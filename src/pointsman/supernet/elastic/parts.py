@@ -24,14 +24,14 @@ class Cut:
         tensor: name of the parameter or buffer in it.
         dim: dimension of the tensor.
         dial: decides.
-        kept_OU: (options, rows) of truth values.
+        kept: (options, rows) of truth values.
     """
 
     module: nn.Module
     tensor: str
     dim: int
     dial: Dial
-    kept_OU: Tensor
+    kept: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +41,14 @@ class Blocks:
     Args:
         container: holds the blocks.
         dial: decides.
-        kept_OU: (options, blocks) of truth values.
+        kept: (options, blocks) of truth values.
         counted: (object, attribute) that hold the number of blocks, or a list with an entry for
             each, as configurations do.
     """
 
     container: nn.Module
     dial: Dial
-    kept_OU: Tensor
+    kept: Tensor
     counted: tuple[tuple[Any, str], ...] = ()
 
 
@@ -61,12 +61,23 @@ class Setting:
         attribute: name.
         dial: decides.
         values: by option.
+        less: the values are numbers to take away from what is there.
     """
 
     owner: Any
     attribute: str
     dial: Dial
     values: tuple[Any, ...]
+    less: bool = False
+
+    def value(self, option: int) -> Any:
+        """What the attribute becomes."""
+        if not self.less:
+            return self.values[option]
+        before = getattr(self.owner, self.attribute)
+        if isinstance(before, tuple | list):  # as a shape of one dimension
+            return type(before)([before[0] - self.values[option]])
+        return before - self.values[option]
 
 
 Part = Cut | Blocks | Setting

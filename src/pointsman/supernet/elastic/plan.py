@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pointsman.errors import InputError
+from pointsman.supernet.channels import ChannelGroup, channel_groups
 from pointsman.supernet.elastic.dial import Dial
 from pointsman.supernet.elastic.names import replace
 from pointsman.supernet.elastic.parts import Part
@@ -78,11 +79,18 @@ class Plan:
         return None
 
     @cached_property
-    def groups(self) -> list[Any]:
-        """Which channels of the network live and die together."""
-        from pointsman.supernet.channels import channel_groups
+    def groups(self) -> list[ChannelGroup]:
+        """Which channels of the network live and die together.
 
-        return list(channel_groups(self.model, self.example))
+        Raises:
+            InputError: no example was given, or the network cannot be followed.
+        """
+        if self.example is None:
+            raise InputError(
+                "an example of the inputs is needed to find out which channels depend on each "
+                "other, got None: give one, or say so with NamedWidth"
+            )
+        return channel_groups(self.model, self.example)
 
     def finish(self) -> nn.Module:
         """The elastic network.

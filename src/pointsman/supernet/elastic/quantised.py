@@ -2,9 +2,10 @@
 
 Simulated ("fake") quantisation (Jacob et al. 2017, arXiv 1712.05877), symmetric and uniform: the
 values stay floating point numbers, on the 2^bits - 1 levels around zero that the largest of them
-spans: of a row of the weights (one an output in torch's layers), or of one input of the batch. Gradients go straight
-through the rounding (Bengio et al. 2013, arXiv 1308.3432). What it saves is the memory of weights
-and, on a device with integer kernels, time; torch's own kernels run in floating point.
+spans: of a row of the weights (one an output in torch's layers), or of one input of the batch.
+Gradients go straight through the rounding (Bengio et al. 2013, arXiv 1308.3432). What it saves is
+the memory of weights and, on a device with integer kernels, time; torch's own kernels run in
+floating point.
 """
 
 import torch
@@ -34,7 +35,8 @@ def fake_quantise(x: Tensor, bits: int) -> Tensor:
     most = x.detach().flatten(1).abs().amax(dim=1) if x.ndim > 1 else x.detach().abs().amax()[None]
     step = (most / levels).clamp_min(torch.finfo(x.dtype).tiny)
     step = step.view(-1, *[1] * (x.ndim - 1))
-    return x + ((x.detach() / step).round() * step - x.detach())
+    rounded: Tensor = x + ((x.detach() / step).round() * step - x.detach())
+    return rounded
 
 
 class Rounding(nn.Module):
@@ -49,6 +51,7 @@ class Rounding(nn.Module):
         return fake_quantise(x, self.bits)
 
     def extra_repr(self) -> str:
+        """Shown where the module is printed."""
         return f"bits={self.bits}"
 
 

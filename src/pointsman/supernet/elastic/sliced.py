@@ -96,14 +96,14 @@ class Sliced(nn.Module):
 
     def _set_structure(self, undo: Undo) -> None:
         for part in self._settings:
-            _put(part.owner, part.attribute, part.values[_option(part.dial)], undo)
+            _put(part.owner, part.attribute, part.value(_option(part.dial)), undo)
         for container, parts in self._containers:
-            keep = reduce(torch.logical_and, [p.kept_OU[_option(p.dial)] for p in parts]).tolist()
+            keep = reduce(torch.logical_and, [p.kept[_option(p.dial)] for p in parts]).tolist()
             if all(keep):
                 continue
-            left = list(compress(container._modules.values(), keep))
+            left = list(compress(container.children(), keep))
             for at, block in enumerate(left):
-                for owner in self._numbered.get(block, ()):  # as caches of keys and values ask for
+                for owner in self._numbered[block]:  # as caches of keys and values ask for
                     _put(owner, "layer_idx", at, undo)
             for owner, name in parts[0].counted:
                 now = getattr(owner, name)
@@ -167,7 +167,7 @@ class _Layer:
         for cut in self.cuts:
             mixture = cut.dial.mixture
             if mixture is not None and cut.tensor == name and isinstance(whole, nn.Parameter):
-                share_U = mixture.to(whole) @ cut.kept_OU.to(whole)
+                share_U = mixture.to(whole) @ cut.kept.to(whole)
                 shape = [1] * whole.ndim
                 shape[cut.dim] = -1
                 whole = whole * share_U.view(shape)
@@ -181,7 +181,7 @@ class _Plan:
         kept: dict[tuple[str, int], Tensor] = {}
         for cut in cuts:
             mixes = cut.dial.mixture is not None
-            rows = cut.kept_OU.any(dim=0) if mixes else cut.kept_OU[cut.dial.index]
+            rows = cut.kept.any(dim=0) if mixes else cut.kept[cut.dial.index]
             at = cut.tensor, cut.dim
             kept[at] = kept[at] & rows if at in kept else rows
         self.attributes = follow(module, kept)

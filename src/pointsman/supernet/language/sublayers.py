@@ -95,6 +95,31 @@ class _Called:
     def is_norm(self) -> bool:
         return all(weight.ndim < 2 for weight in self.module.parameters())
 
+    @property
+    def counts(self) -> bool:
+        """Activations and dropout are no pieces; a normalisation without weights is one."""
+        kind = type(self.module).__name__.lower()
+        return "norm" in kind or any(True for _ in self.module.parameters())
+
+
+@dataclass(eq=False)
+class _Group:
+    """The calls of one sub-layer."""
+
+    stream: Tensor  # what it is added to
+    norm: _Called | None
+    pieces: list[_Called]
+
+    @property
+    def added(self) -> Tensor:
+        return self.pieces[-1].gave
+
+    def is_followed_by(self, read: Tensor) -> bool:
+        """Whether what another module reads is the residual stream before or after this one."""
+        if read.shape != self.stream.shape or self.added.shape != read.shape:
+            return False
+        return torch.equal(read, self.stream) or torch.allclose(read, self.stream + self.added)
+
 
 @dataclass(eq=False)
 class _Run:
@@ -140,9 +165,9 @@ def find_sublayers(model: nn.Module, example: Any) -> tuple[Sublayer, ...]:
             prefix = f"{list_name}.{at}."
             groups = _grouped(runs[at].calls)
             _check(layer, runs[at], groups, prefix)
-            for norm, pieces in groups:
-                kind = _kind(layer, runs[at], groups, pieces)
-                found.append(_sublayer(prefix, at, kind, norm, pieces))
+            for group in groups:
+                kind = _kind(layer, runs[at], groups, group)
+                found.append(_sublayer(prefix, at, kind, group))
     return tuple(found)
 
 
@@ -241,10 +266,11 @@ def _watch(
                 several = isinstance(output, tuple | list)
                 first = output[0] if several else output
                 answers = len(output) if several else 0
-                runs[at].calls.append(_Called(name, module, read, first, answers))
+                made = _Called(name, module, read, first, answers)
+                if made.counts:
+                    runs[at].calls.append(made)
 
-            if any(True for _ in child.parameters()):
-                handles.append(child.register_forward_hook(leave, with_kwargs=True))
+            handles.append(child.register_forward_hook(leave, with_kwargs=True))
     try:
         call(model, example)
     finally:
@@ -253,32 +279,26 @@ def _watch(
     return runs
 
 
-Group = tuple["_Called | None", list[_Called]]
-
-
-def _grouped(calls: list[_Called]) -> list[Group]:
-    """(norm or None, pieces) of each sub-layer."""
-    groups: list[Group] = []
+def _grouped(calls: list[_Called]) -> list[_Group]:
+    """The calls of a layer as sub-layers, in order."""
+    groups: list[_Group] = []
+    norms = [each for each in calls if each.is_norm]
     for each in calls:
-        reads = [other for other in calls if other.read is each.gave]
+        last = groups[-1] if groups else None
         if each.is_norm:
-            if groups and groups[-1][1] and groups[-1][1][-1].gave is each.read:
-                groups[-1][1].append(each)  # a second normalisation, of what will be added
-                continue
-            if not reads:
-                continue  # of something else: _check finds out
-        norm = next((other for other in calls if other.is_norm and other.gave is each.read), None)
-        if each.is_norm:
+            if last is not None and each.read is last.added:
+                last.pieces.append(each)  # a second normalisation, of what will be added
             continue
-        if norm is not None or not groups:
+        norm = next((other for other in norms if other.gave is each.read), None)
+        if last is None or norm is not None or last.is_followed_by(each.read):
             alone = norm is not None and sum(other.read is norm.gave for other in calls) == 1
-            groups.append((norm if alone else None, [each]))
+            groups.append(_Group((norm or each).read, norm if alone else None, [each]))
         else:
-            groups[-1][1].append(each)
+            last.pieces.append(each)
     return groups
 
 
-def _check(layer: nn.Module, run: _Run, groups: list[Group], prefix: str) -> None:
+def _check(layer: nn.Module, run: _Run, groups: list[_Group], prefix: str) -> None:
     """A layer without its sub-layers gives back its input."""
     hidden = _tensor_in((*run.inputs, *run.options.values()))
     if hidden.ndim != 3 or hidden.shape[1] < 2:
@@ -287,7 +307,7 @@ def _check(layer: nn.Module, run: _Run, groups: list[Group], prefix: str) -> Non
             f"read {tuple(hidden.shape)}: give an example of two tokens or more"
         )
     try:
-        left = _without(layer, run, [p for _, pieces in groups for p in pieces], hidden)
+        left = _without(layer, run, [piece for group in groups for piece in group.pieces], hidden)
         identity = torch.equal(left, hidden)
     except Exception:  # whatever a layer does with zeros
         identity = False
@@ -316,9 +336,9 @@ def _without(layer: nn.Module, run: _Run, pieces: list[_Called], hidden: Tensor)
     return first
 
 
-def _kind(layer: nn.Module, run: _Run, groups: list[Group], pieces: list[_Called]) -> Kind:
+def _kind(layer: nn.Module, run: _Run, groups: list[_Group], group: _Group) -> Kind:
     """Whether what is added to the other tokens changes with the first."""
-    others = [p for _, others in groups if others is not pieces for p in others]
+    others = [p for other in groups if other is not group for p in other.pieces]
     hidden = _tensor_in((*run.inputs, *run.options.values()))
     moved = hidden.clone()
     moved[:, 0] = moved[:, 0].roll(1, dims=-1) + 1
@@ -327,11 +347,10 @@ def _kind(layer: nn.Module, run: _Run, groups: list[Group], pieces: list[_Called
     return "feed-forward" if torch.allclose(before, after, rtol=1e-5, atol=1e-7) else "attention"
 
 
-def _sublayer(
-    prefix: str, at: int, kind: Kind, norm: _Called | None, pieces: list[_Called]
-) -> Sublayer:
-    made = tuple(Piece(prefix + p.name, p.gave.shape[-1], p.answers) for p in pieces)
-    return Sublayer(made[0].name, at, kind, norm and prefix + norm.name, made)
+def _sublayer(prefix: str, at: int, kind: Kind, group: _Group) -> Sublayer:
+    pieces = tuple(Piece(prefix + p.name, p.gave.shape[-1], p.answers) for p in group.pieces)
+    norm = None if group.norm is None else prefix + group.norm.name
+    return Sublayer(pieces[0].name, at, kind, norm, pieces)
 
 
 def _tensor_in(values: Sequence[Any]) -> Tensor:

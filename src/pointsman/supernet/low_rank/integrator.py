@@ -14,10 +14,10 @@ with rate h from W = U S V^T and the gradient G of the loss at W:
 
 What was settled: plain gradient steps, because momentum of a factor has no meaning once its basis
 has turned; everything that is not of low rank (biases, normalisation, layers kept whole) takes its
-step by an optimiser of the user's choice in the second pass, as do the biases in the paper. Where we
-depart: the gradients by K and L come from one pass, by U S + dK and V S^T + dL at dK = dL = 0, where
-the authors' code runs two; and the whole tail counts when a rank is cut, where their loop leaves out
-the last singular value.
+step by an optimiser of the user's choice in the second pass, as do the biases in the paper. Where
+we depart: the gradients by K and L come from one pass, by U S + dK and V S^T + dL at dK = dL = 0,
+where the authors' code runs two; and the whole tail counts when a rank is cut, where their loop
+leaves out the last singular value. Batch statistics move twice a step, once for each pass.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,8 @@ class DynamicalLowRank:
     def _basis(self, moved: Tensor, before: Tensor) -> Tensor:
         """Orthonormal columns that span what moved, and what was there if ranks may grow."""
         spanned = torch.cat([moved, before], dim=1) if self.adaptive else moved
-        return torch.linalg.qr(spanned).Q  # at most as many columns as rows
+        basis: Tensor = torch.linalg.qr(spanned).Q  # at most as many columns as rows
+        return basis
 
     def _fit_cores(self, loss: Callable[[], Tensor]) -> None:
         if self.rest is not None:
@@ -130,7 +131,7 @@ class DynamicalLowRank:
         gradients = torch.autograd.grad(loss(), cores + weights, materialize_grads=True)
         with torch.no_grad():
             for core, gradient in zip(cores, gradients, strict=False):
-                core -= self.rate * gradient
+                core.sub_(gradient, alpha=self.rate)
         for weight, gradient in zip(weights, gradients[len(cores) :], strict=True):
             weight.grad = gradient
         if self.rest is not None:

@@ -54,8 +54,8 @@ class LowRank(nn.Module):
         return self.s_RR.shape[0]
 
     @property
-    def weight_OI(self) -> Tensor:
-        """The matrix multiplied out."""
+    def matrix(self) -> Tensor:
+        """W (O, I), multiplied out."""
         return self.u_OR @ self.s_RR @ self.v_IR.T
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class _Shape:
     """How a matrix is used: as a linear map, or as a convolution of a stride and a padding."""
 
     def __init__(self, layer: Layer) -> None:
-        self.filters: tuple[int, ...] = tuple(layer.weight.shape[1:])
+        self.filters: tuple[int, ...] = tuple(layer.weight.shape[1:])  # (I,) or (channels, H, W)
         self.options = (
             {name: getattr(layer, name) for name in ("stride", "padding", "dilation")}
             if isinstance(layer, nn.Conv2d)
@@ -116,8 +116,8 @@ class _Shape:
         inner: nn.Linear | nn.Conv2d
         outer: nn.Linear | nn.Conv2d
         if self.options:
-            size = self.filters[1:]
-            inner = nn.Conv2d(self.filters[0], rank, size, bias=False, **self.options)
+            channels, high, wide = self.filters
+            inner = nn.Conv2d(channels, rank, (high, wide), bias=False, **self.options)
             outer = nn.Conv2d(rank, outputs, 1, bias=bias is not None)
         else:
             inner = nn.Linear(self.filters[0], rank, bias=False)
@@ -194,8 +194,10 @@ def make_low_rank(
             "low rank needs a linear layer or a convolution that is not kept, got none"
         )
     for name in found:
-        layer = LowRank(layers[name], rank)  # type: ignore[arg-type]
-        if not name:
-            return layer.train(net.training)
-        changed.set_submodule(name, layer.train(net.training))
+        whole = layers[name]
+        assert isinstance(whole, nn.Linear | nn.Conv2d)
+        low = LowRank(whole, rank).train(net.training)
+        if not name:  # the network is one layer
+            return low
+        changed.set_submodule(name, low)
     return changed

@@ -76,7 +76,7 @@ class _With(nn.Module):
         self._call = lambda *inputs, **options: functional_call(network, weights, inputs, options)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        return self._call(*inputs, **options)
+        return self._call(*inputs, **options)  # type: ignore[no-untyped-call]
 
 
 def alternate(
@@ -120,32 +120,29 @@ def alternate(
     Raises:
         InputError: fewer than one draw, or no batches.
     """
-    if draws < 1:
-        raise InputError(f"a step takes at least one draw, got {draws}")
     generator = torch.Generator().manual_seed(seed)
+    parameters = list(relaxation.parameters())
     supernet.train()
-    pairs = zip(_endless(training), _endless(validation), range(updates), strict=False)
-    for seen, held_out, update in pairs:
+    for update, seen, held_out in zip(
+        range(updates), endless(training), endless(validation), strict=False
+    ):
         draw = Draw(update / updates, generator)
-
-        def on_seen(network: nn.Module, batch: Any = seen) -> Tensor:
-            return loss(network, batch)
-
-        def on_held_out(network: nn.Module, batch: Any = held_out) -> Tensor:
-            return loss(network, batch)
-
+        on_seen, on_held_out = _on(loss, seen), _on(loss, held_out)
         if update >= warm_up:
-            _architecture_step(
+            slopes = architecture_gradients(
                 supernet,
                 relaxation,
-                architecture,
-                gradient,
                 on_seen,
                 on_held_out,
-                penalty,
-                draw,
-                draws,
+                gradient=gradient,
+                draw=draw,
+                draws=draws,
             )
+            for parameter, slope in zip(parameters, slopes, strict=True):
+                parameter.grad = slope
+            if penalty is not None:
+                penalty(relaxation).backward()  # type: ignore[no-untyped-call]
+            architecture.step()
         weights.zero_grad()
         for _ in range(draws):
             with torch.no_grad():
@@ -157,31 +154,48 @@ def alternate(
     supernet.eval()
 
 
-def _architecture_step(
+def architecture_gradients(
     supernet: Supernet,
     relaxation: Relaxation,
-    optimiser: torch.optim.Optimizer,
-    gradient: ArchitectureGradient,
     training: Closed,
     validation: Closed,
-    penalty: Callable[[Relaxation], Tensor] | None,
-    draw: Draw,
-    draws: int,
-) -> None:
+    *,
+    gradient: ArchitectureGradient = first_order,
+    draw: Draw | None = None,
+    draws: int = 1,
+) -> list[Tensor]:
+    """Mean gradients of the relaxation's parameters over several draws of its gates.
+
+    Args:
+        supernet: mixtures stay in force on it.
+        relaxation: of it.
+        training: loss of a network on data for the weights.
+        validation: on data for the architecture.
+        gradient: how one is taken.
+        draw: for the gates.
+        draws: of mixtures, at least one.
+
+    Raises:
+        InputError: fewer than one draw.
+    """
+    if draws < 1:
+        raise InputError(f"a step takes at least one draw, got {draws}")
     parameters = list(relaxation.parameters())
-    optimiser.zero_grad()
-    if penalty is not None:
-        penalty(relaxation).backward()  # type: ignore[no-untyped-call]
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(draws):
         relaxation.mix(supernet, draw)
-        slopes = gradient(supernet, parameters, training, validation)
-        for parameter, slope in zip(parameters, slopes, strict=True):
-            part = slope / draws
-            parameter.grad = part if parameter.grad is None else parameter.grad + part
-    optimiser.step()
+        for total, slope in zip(
+            sums, gradient(supernet, parameters, training, validation), strict=True
+        ):
+            total += slope / draws
+    return sums
 
 
-def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+def _on(loss: Loss, batch: Any) -> Closed:
+    return lambda network: loss(network, batch)
+
+
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches again and again.
 
     Raises:

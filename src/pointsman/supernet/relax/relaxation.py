@@ -7,15 +7,17 @@ the strongest option is taken.
 Legend: E options of a choice, or edges into a node.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pointsman.errors import InputError
-from pointsman.supernet.elastic import dial as elastic
+from pointsman.supernet.elastic.dial import Dial, Elastic, elastic_modules
 from pointsman.supernet.elastic.one_of import OneOf
+from pointsman.supernet.elastic.parts import Cut
+from pointsman.supernet.elastic.sliced import Sliced
 from pointsman.supernet.relax.gates import Draw, Gate, softmax_gate
 from pointsman.supernet.space import Choice, Genotype, Option
 from pointsman.supernet.supernet import Supernet
@@ -169,10 +171,17 @@ class Relaxation(nn.Module):
 
 
 def set_mixtures(supernet: Supernet, mixtures: dict[str, Tensor]) -> None:
-    """Put mixtures in force on the dials of these names; the other dials stay as they are."""
+    """Put mixtures in force on the dials of these names; the other dials stay as they are.
+
+    A mixture of zeros alone, as of an edge that is left out, gives its first option the smallest
+    normal number: something has to be computed for its shape, and it adds nothing.
+    """
     for dial in supernet.dials:
-        if dial.choice.name in mixtures:
-            dial.mixture = mixtures[dial.choice.name]
+        mixture = mixtures.get(dial.choice.name, dial.mixture)
+        if mixture is not None and not bool(mixture.detach().any()):
+            tiny = torch.finfo(mixture.dtype).tiny
+            mixture = mixture + tiny * (torch.arange(len(mixture), device=mixture.device) == 0)
+        dial.mixture = mixture
 
 
 def release(supernet: Supernet) -> None:
@@ -184,17 +193,23 @@ def release(supernet: Supernet) -> None:
 def _to_relax(supernet: Supernet, only: Sequence[str] | None) -> tuple[Choice, ...]:
     """Choices all of whose modules can mix."""
     can: dict[str, bool] = {}
-    for module in elastic.elastic_modules(supernet):
-        mixes = isinstance(module, OneOf) or bool(getattr(module, "mixes", False))
-        for dial in module.dials():  # type: ignore[operator, union-attr]
+    for module in elastic_modules(supernet):
+        for dial, mixes in _mixes(module):
             can[dial.choice.name] = can.get(dial.choice.name, True) and mixes
-    wanted = [name for name in supernet.space.names if can[name]] if only is None else only
+    able = [name for name in supernet.space.names if can[name]]
+    wanted = able if only is None else only
     for name in wanted:
-        if not can.get(name, False):
-            raise InputError(
-                f"only choices whose modules can mix are relaxed, "
-                f"{[n for n, yes in can.items() if yes]}, got {name!r}"
-            )
+        if name not in able:
+            raise InputError(f"the choices whose modules can mix are {able}, got {name!r}")
     if not wanted:
-        raise InputError("no choice of this supernet can be mixed: relax one that holds OneOf")
+        raise InputError("nothing in this supernet can mix: have a OneOf, or elastic widths, in it")
     return tuple(choice for choice in supernet.space.choices if choice.name in set(wanted))
+
+
+def _mixes(module: nn.Module) -> Iterator[tuple[Dial, bool]]:
+    """The dials of an elastic module, and whether it can mix their options."""
+    if isinstance(module, Sliced):
+        for part in module.parts:  # slices of tensors overlap and add up; blocks do not
+            yield part.dial, isinstance(part, Cut)
+    elif isinstance(module, Elastic):
+        yield from ((dial, isinstance(module, OneOf)) for dial in module.dials())

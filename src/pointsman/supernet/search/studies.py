@@ -221,6 +221,5 @@ def _needed(package: str, extra: str) -> None:
 
     if find_spec(package) is None:
         raise InputError(
-            f"{package} is not installed, which keeps studies: "
-            f'pip install "pointsman[{extra}]"'
+            f'{package} is not installed, which keeps studies: pip install "pointsman[{extra}]"'
         )

@@ -20,14 +20,14 @@ class Batch:
     Args:
         x: what the network is called with, (N, ...).
         y: what the loss is called with beside the outputs, (N, ...).
-        rows_N: which examples of the data these are, where the batches keep account of them.
-        weight_N: of each example's loss; None: 1.
+        rows: (N,) which examples of the data these are, where the batches keep account of them.
+        weight: (N,) of each example's loss; None: 1.
     """
 
     x: Any
     y: Any
-    rows_N: Tensor | None = None
-    weight_N: Tensor | None = None
+    rows: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class Batches(Protocol):

@@ -12,6 +12,7 @@ the paper's.
 Legend: N inputs of a batch, O options of a choice.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,13 +113,13 @@ def gradient_norm(supernet: Supernet, dial: Dial) -> float:
     """
     squares = 0.0
     for module in elastic_modules(supernet.body):
-        if not any(own is dial for own in module.dials()):  # type: ignore[operator]
+        if not any(own is dial for own in module.dials()):
             continue
         used: nn.Module = module.operations[dial.index] if isinstance(module, OneOf) else module  # type: ignore[assignment]
         for weight in used.parameters():
             if weight.ndim > 1 and weight.grad is not None:
                 squares += float(weight.grad.square().sum())
-    return squares**0.5
+    return math.sqrt(squares)
 
 
 class ImportanceBatches:
@@ -168,8 +169,8 @@ class ImportanceBatches:
 
     def learn(self, batch: Batch, outputs: Tensor) -> None:
         """Take account of (N, classes) logits."""
-        assert batch.rows_N is not None
+        assert batch.rows is not None
         right = functional.one_hot(batch.y, outputs.shape[-1])
         norm_N = (outputs.softmax(dim=-1) - right).norm(dim=-1).double().cpu()
-        self._sums.index_add_(0, batch.rows_N, norm_N)
-        self._draws.index_add_(0, batch.rows_N, torch.ones_like(norm_N))
+        self._sums.index_add_(0, batch.rows, norm_N)
+        self._draws.index_add_(0, batch.rows, torch.ones_like(norm_N))

@@ -1,8 +1,9 @@
 """Sampling of paths by level of complexity, with probability that shifts to where it is needed.
 
-Zhang et al. 2023, "ShiftNAS: Improving one-shot NAS via probability shift", arXiv 2307.08300: uniform
-options concentrate on subnets of middling cost. So the range of costs is cut into levels, a level
-is drawn, and then a path of that level; the levels' probabilities move to those that still improve.
+Zhang et al. 2023, "ShiftNAS: Improving one-shot NAS via probability shift", arXiv 2307.08300:
+uniform options concentrate on subnets of middling cost. So the range of costs is cut into levels, a
+level is drawn, and then a path of that level; the levels' probabilities move to those that still
+improve.
 
 Legend: C levels.
 """

@@ -115,14 +115,14 @@ def _backward(
                 f"{type(error).__name__}: {error}"
             ) from error
         teacher = outputs.detach() if distil and teacher is None else teacher
-        value = (each if batch.weight_N is None else each * batch.weight_N).mean()
+        value = (each if batch.weight is None else each * batch.weight).mean()
         if not value.isfinite():
             raise InputError(
                 f"a loss is a finite number, got {float(value)} for "
                 f"{named(supernet, path.genotype)}: lower the rate or clip the gradient"
             )
         (path.weight * value).backward()  # type: ignore[no-untyped-call]
-        losses.append(float(value))
+        losses.append(float(value.detach()))
     return losses, outputs.detach() if isinstance(outputs, Tensor) else outputs
 
 

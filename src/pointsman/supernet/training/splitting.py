@@ -127,7 +127,8 @@ def largest_cut(
     if count < 2:
         raise InputError(f"at least two options can be cut in two, got {count}")
     sizes = [count // 2] if balanced else range(1, count // 2 + 1)
-    best, found = -np.inf, ((0,), tuple(range(1, count)))
+    best = -np.inf
+    found: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     for one in (group for size in sizes for group in combinations(range(count), size)):
         other = tuple(at for at in range(count) if at not in one)
         across = float(distance_OO[np.ix_(one, other)].mean())

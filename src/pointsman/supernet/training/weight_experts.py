@@ -95,10 +95,10 @@ class WeightExperts(nn.Module):
 
 
 def _layer(body: nn.Module, name: str) -> nn.Module:
-    modules = dict(body.named_modules())
-    if name not in modules:
-        raise InputError(f"a layer is named as in named_modules, got {name!r}")
-    return modules[name]
+    try:
+        return body.get_submodule(name)
+    except AttributeError:
+        raise InputError(f"a layer is named as in named_modules, got {name!r}") from None
 
 
 class _Experts(nn.Module):
@@ -119,7 +119,8 @@ class _Experts(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-        self.others = nn.ModuleList(_Held(other) for other in others)
+        # Parameters without a forward: the layer's own forward runs with the means.
+        self.others = nn.ModuleList(nn.ParameterList(other.parameters()) for other in others)
         self.experts = experts
         out = experts * (max(rows) if by_row else 1)
         self.router = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, out))
@@ -127,17 +128,10 @@ class _Experts(nn.Module):
     def forward(self, layer: nn.Module, features_F: Tensor) -> dict[str, Tensor]:
         """The means of all experts' parameters, by name."""
         shares_MR = self.router(features_F).view(self.experts, -1).softmax(dim=0)
-        found = {}
+        found: dict[str, Tensor] = {}
         for at, (name, weight) in enumerate(layer.named_parameters()):
-            stacked = torch.stack([weight, *(other.weights[at] for other in self.others)])
+            others = [list(other.parameters())[at] for other in self.others]
+            stacked = torch.stack([weight, *others])
             shares = shares_MR.view(*shares_MR.shape, *[1] * (weight.ndim - 1))
             found[name] = (shares * stacked).sum(dim=0)
         return found
-
-
-class _Held(nn.Module):
-    """The parameters of a layer without its forward."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(layer.parameters())

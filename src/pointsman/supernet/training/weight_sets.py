@@ -29,9 +29,7 @@ def copies(body: nn.Module, count: int, seed: int | None = None) -> list[nn.Modu
             `reset_parameters`; None: they are those of the network.
     """
     dials = {id(dial): dial for dial in dials_of(body)}
-    made = [body]
-    for _ in range(count - 1):
-        made.append(copy.deepcopy(body, dict(dials)))
+    made = [body, *(copy.deepcopy(body, dict(dials)) for _ in range(count - 1))]
     if seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

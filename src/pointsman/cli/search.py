@@ -1,0 +1,184 @@
+"""`pointsman search MODEL --data D`: the front of a supernet's subnets, and a certified one."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from pointsman.cli.compare import Bar
+from pointsman.cli.searching import ENGINES, Asked, facts_of, problem_of, run, settle
+from pointsman.cli.subnets import UNITS, spelled
+from pointsman.compare.request import Request
+from pointsman.errors import InputError
+from pointsman.supernet.search.problem import Evaluation, Problem, front
+
+SHOWN = 10  # of a front in a terminal
+
+
+@click.command("search")
+@click.argument("model")
+@click.option("--data", metavar="DATA", help="As compare takes it: digits, a table, an .npz file.")
+@click.option("--target", metavar="COLUMN", help="Label column of a table.")
+@click.option("--standardise", is_flag=True, help="Standardise features and pixels for the model.")
+@click.option("--budget", metavar="COST", help='Of a subnet, such as 12.5, or "50%" of the whole.')
+@click.option(
+    "--cost", type=click.Choice(list(UNITS)), default="flops", show_default=True,
+    help="What a subnet spends.",
+)  # fmt: skip
+@click.option("--evaluations", default=100, show_default=True, help="Subnets to evaluate in all.")
+@click.option(
+    "--engine", type=click.Choice(list(ENGINES)), default=next(iter(ENGINES)), show_default=True,
+    help="What proposes the subnets.",
+)  # fmt: skip
+@click.option("--max-drop", default=0.01, show_default=True, help="Largest loss of quality.")
+@click.option("--confidence", default=0.95, show_default=True, help="That the promise holds.")
+@click.option("--seed", default=0, show_default=True, help="Fixes everything random.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--workers", default=1, show_default=True, help="Processes that evaluate.")
+@click.option("--ray", metavar="ADDRESS", help='Workers on a Ray cluster: "auto", "local", a URL.')
+@click.option("--study", metavar="URL", help="Shared history: a file, or postgresql://...")
+@click.option("--resume", is_flag=True, help="Continue a search that was cut off.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for results.")
+def command(
+    model: str,
+    data: str | None,
+    target: str | None,
+    standardise: bool,
+    budget: str | None,
+    cost: str,
+    evaluations: int,
+    engine: str,
+    max_drop: float,
+    confidence: float,
+    seed: int,
+    device: str,
+    workers: int,
+    ray: str | None,
+    study: str | None,
+    resume: bool,
+    out: Path | None,
+) -> None:
+    """Search the subnets of MODEL for the best at every cost, and certify a cheap one.
+
+    MODEL is module:function or file.py:function. The function takes no argument and gives a
+    trained Supernet, which is judged on DATA, or a Problem with a quality and a cost of its own.
+
+    Subnets are compared on the validation part, the pick is certified on the calibration part, and
+    the figures shown are of the test part. Every evaluation is kept in a study (an SQLite file in
+    the folder of the results): a search that was cut is continued by --resume, and processes that
+    are given one --study share the work.
+    """
+    notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    line = " ".join(shlex.quote(word) for word in ["pointsman", *sys.argv[1:]])
+    request = Request(max_drop, confidence, seed=seed, command=line).check("features")
+    name = model.rpartition(":")[2]
+    asked = Asked(
+        model, evaluations, engine, workers, ray, seed, study, resume,
+        out or Path(f"pointsman-{name}"),
+    )  # fmt: skip
+    if evaluations < 1 or workers < 1:
+        raise InputError("--evaluations and --workers take numbers from 1")
+    _quiet()
+    try:
+        _run(asked, request, data, target, standardise, budget, cost, device, notes)
+    except KeyboardInterrupt:
+        notes.print(f"\nstopped; {line}{'' if resume else ' --resume'} continues")
+        sys.exit(130)
+
+
+def _run(
+    asked: Asked,
+    request: Request,
+    named: str | None,
+    target: str | None,
+    standardise: bool,
+    budget: str | None,
+    cost: str,
+    device: str,
+    notes: Console,
+) -> None:
+    from pointsman.cli.made import make
+    from pointsman.cli.subnets import Subnets, budget_of
+    from pointsman.compare.files import load
+    from pointsman.compare.results import POLICY, REPORT, write
+    from pointsman.frontier.table import results_table
+    from pointsman.supernet.supernet import Supernet
+
+    made = make(asked.named)
+    if isinstance(made, Problem):
+        if named is not None or budget is not None:
+            raise InputError(
+                f"{asked.named} gives a Problem, which has its own quality, cost and budget: leave "
+                "out --data and --budget"
+            )
+        _show_front(made, _searched(made, asked, {}, notes), notes)
+        return
+    if not isinstance(made, Supernet):
+        raise InputError(
+            f"{asked.named} must give a Supernet or a Problem, it gives a {type(made).__name__}"
+        )
+    if named is None:
+        raise InputError("a Supernet is judged on data: give --data")
+    data = load(named, target=target)
+    subnets = Subnets.of(made, data, request.seed, standardise=standardise, device=device)
+    problem = problem_of(subnets, cost, None)
+    if budget is not None:
+        whole = problem.cost(made.in_force)
+        problem = problem_of(subnets, cost, budget_of(budget, whole, problem.unit))
+    facts = facts_of(subnets, data, request.seed, standardise)
+    evaluations = _searched(problem, asked, facts, notes)
+    found, chosen = settle(subnets, problem, evaluations, request, data, asked)
+    write(found, chosen, asked.out)
+    Console().print(results_table(found))
+    notes.print(f"report: {asked.out / REPORT}   subnet: {asked.out / POLICY}")
+
+
+def _searched(
+    problem: Problem, asked: Asked, facts: dict[str, str], notes: Console
+) -> list[Evaluation]:
+    """The evaluations, with a bar; then what broke, if anything did."""
+    import torch
+
+    from pointsman.supernet.search.failures import breaking_options
+
+    torch.set_num_threads(1)  # as in workers, so that their number changes nothing
+    total = min(asked.evaluations, problem.space.count())
+    heading = [f"{asked.named}: {problem.space.count():,} subnets, {total} to evaluate"]
+    with Bar(notes, heading) as bar:
+
+        def begin(known: int) -> None:
+            bar.plan(total)
+            bar.begin("evaluating" if known == 0 else f"evaluating ({known} were there)")
+            bar.advance(min(known, total))
+
+        evaluations = run(problem, asked, facts, begin, lambda _: bar.advance(1))
+    failed = [each for each in evaluations if each.failed]
+    if failed:
+        notes.print(f"{len(failed)} evaluations failed, the first with: {failed[0].failure}")
+    for choice, option in breaking_options(problem.space, evaluations):
+        notes.print(f"{choice} {option}: every evaluation with it failed")
+    return evaluations
+
+
+def _show_front(problem: Problem, evaluations: Sequence[Evaluation], notes: Console) -> None:
+    """The front of a problem that is no supernet, as lines."""
+    best: list[Any] = front(evaluations)
+    if not best:
+        raise InputError(f"every evaluation failed, the first with: {evaluations[0].failure}")
+    for each in best:
+        options = spelled(problem.space.decode(each.genotype))
+        click.echo(f"{each.quality:.4f}  {each.cost:.6g} {problem.unit}  {options}")
+
+
+def _quiet() -> None:
+    """Optuna reports every study that it opens, which is nothing to a user of the command."""
+    from importlib.util import find_spec
+
+    if find_spec("optuna") is not None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)

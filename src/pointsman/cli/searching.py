@@ -1,0 +1,274 @@
+"""What `pointsman search` does once its words are read: run, resume, measure, write."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pointsman.cli.made import Packed
+from pointsman.cli.subnets import UNITS, Subnets, rows_of, spelled
+from pointsman.compare import results as written
+from pointsman.compare.data import Dataset
+from pointsman.compare.metric import ACCURACY, BITS_PER_BYTE
+from pointsman.compare.request import Request
+from pointsman.compare.ways import testing_order
+from pointsman.cost import compare_latency
+from pointsman.errors import InputError
+from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
+from pointsman.policy_folder import weights_digest, write_policy
+from pointsman.supernet.search.history import Evaluator, History, one_by_one
+from pointsman.supernet.search.problem import Evaluation, Problem, front
+from pointsman.supernet.search.run import search
+from pointsman.supernet.search.workers import LocalWorkers, RayWorkers
+from pointsman.supernet.space import Genotype
+
+STUDY, WAY = "study.db", "subnets"
+KIND = ("pointsman-subnet", 1)
+ENGINES = {
+    "random": "random_search:random_search",
+}
+FRONT = 12  # subnets of the front that are measured and certified: every one costs confidence
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command line that say how to search; see `pointsman search --help`."""
+
+    named: str
+    evaluations: int
+    engine: str
+    workers: int
+    ray: str | None
+    seed: int
+    study: str | None
+    resume: bool
+    out: Path
+
+
+def engine_of(name: str) -> Any:
+    """The engine of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in ENGINES:
+        raise InputError(f"--engine is one of {', '.join(ENGINES)}, got {name!r}")
+    module, function = ENGINES[name].split(":")
+    return getattr(import_module(f"pointsman.supernet.search.engines.{module}"), function)
+
+
+def facts_of(subnets: Subnets, data: Dataset, seed: int, standardise: bool) -> dict[str, str]:
+    """What evaluations depend on beside the space, by digests."""
+    return {
+        "network": weights_digest(subnets.supernet)[:16],
+        "data": data.fingerprint()[:16],
+        "split": f"seed {seed}, {'standardised' if standardise else 'as it is'}",
+    }
+
+
+def run(
+    problem: Problem,
+    asked: Asked,
+    facts: dict[str, str],
+    begin: Callable[[int], None],
+    found: Callable[[Evaluation], None],
+) -> list[Evaluation]:
+    """Every evaluation of the search, from the study or new.
+
+    Args:
+        problem: what is searched.
+        asked: how.
+        facts: see `facts_of`.
+        begin: told how many evaluations were there already.
+        found: called with each new evaluation.
+
+    Raises:
+        InputError: the study is there and --resume was not given, or it cannot be used.
+        UnreachableError: nothing is within the budget.
+    """
+    store: str | Path = asked.study or asked.out / STUDY
+    if asked.study is None:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        if (asked.out / STUDY).exists() and not asked.resume:
+            raise InputError(
+                f"{asked.out / STUDY} is there: --resume continues it, or choose another --out"
+            )
+    engine = engine_of(asked.engine)
+    with ExitStack() as stack:
+        history = stack.enter_context(
+            History(problem.space, store, unit=problem.unit, about=facts)
+        )
+        known = history.evaluations()
+        begin(len(known))
+        by = stack.enter_context(_evaluator(problem, asked))
+        return search(
+            problem,
+            engine,
+            asked.evaluations,
+            seed=asked.seed,
+            known=known,
+            evaluate=history.sharing(by),
+            found=found,
+        )
+
+
+@contextmanager
+def _evaluator(problem: Problem, asked: Asked) -> Iterator[Evaluator]:
+    if asked.workers == 1 and asked.ray is None:
+        yield one_by_one
+        return
+    packed = Packed.of(asked.named, problem)
+    if asked.ray is None:
+        with LocalWorkers(packed, asked.workers) as local:
+            yield local.evaluate
+        return
+    address = None if asked.ray == "local" else asked.ray
+    with RayWorkers(packed, asked.workers, address) as cluster:
+        yield cluster.evaluate
+
+
+def problem_of(subnets: Subnets, which: str, budget: float | None) -> Problem:
+    """Quality on the validation part against the cost; can be pickled."""
+    space = subnets.supernet.space
+    return Problem(space, subnets.quality, partial(subnets.cost, which), UNITS[which], budget)
+
+
+class Subnet:
+    """The chosen subnet, to be written into a folder."""
+
+    def __init__(self, subnets: Subnets, genotype: Genotype, named: str, certificate: Any) -> None:
+        self.subnets, self.genotype = subnets, genotype
+        self.named, self.certificate = named, certificate
+
+    def save(self, folder: Path) -> None:
+        """Description and weights of the extracted module."""
+        space = self.subnets.supernet.space
+        body = {
+            "made_by": self.named,
+            "genotype": list(self.genotype),
+            "options": space.decode(self.genotype),
+            "space": space.digest,
+            "certificate": self.certificate,
+        }
+        write_policy(folder, body, self.extracted().state_dict(), KIND)
+
+    def extracted(self) -> torch.nn.Module:
+        """The ordinary module, with the batch statistics of this subnet."""
+        self.subnets.quality(self.genotype)
+        return self.subnets.supernet.extract(self.genotype).eval()
+
+
+def settle(
+    subnets: Subnets,
+    problem: Problem,
+    evaluations: Sequence[Evaluation],
+    request: Request,
+    data: Dataset,
+    asked: Asked,
+) -> tuple[dict[str, Any], Subnet]:
+    """The front measured on unseen parts, and the cheapest subnet whose quality is certified.
+
+    Args:
+        subnets: of the supernet.
+        problem: that was searched.
+        evaluations: found.
+        request: what drop is allowed, how surely.
+        data: for its name.
+        asked: how it was searched.
+
+    Raises:
+        InputError: every evaluation failed.
+    """
+    best = front(evaluations)
+    if not best:
+        failure = next((e.failure for e in evaluations), "nothing was evaluated")
+        raise InputError(f"{asked.named}: every evaluation failed, the first with: {failure}")
+    best = _thinned(best)
+    space = problem.space
+    whole = space.canonical([len(choice.options) - 1 for choice in space.choices])
+    names = {e.genotype: spelled(space.decode(e.genotype), space.decode(whole)) for e in best}
+    reference = Point("the whole network", 0.0, problem.cost(whole))
+
+    def outcomes(part: str) -> Outcomes:
+        rows = rows_of(subnets, [whole, *names], part)
+        costs = np.array([[e.cost] for e in best]) * np.ones_like(rows[:1])
+        alone = np.full(rows.shape[1], reference.cost)
+        knobs = tuple(f"{WAY}: {name}" for name in names.values())
+        return Outcomes(knobs, rows[1:], costs, rows[0], alone, problem.unit)
+
+    order = testing_order(outcomes("validation"))
+    pick = certify(outcomes("calibration"), request.max_drop, request.confidence, order)
+    tested = outcomes("test")
+    picked = next(e for e in best if f"{WAY}: {names[e.genotype]}" == str(pick.knob))
+    chosen = Subnet(subnets, picked.genotype, asked.named, pick.certificate.to_dict())
+    found = _results(subnets, problem, tested, pick, request, data, chosen, whole)
+    found["search"] = {
+        "engine": asked.engine,
+        "seed": asked.seed,
+        "evaluations": len(evaluations),
+        "failed": sum(each.failed for each in evaluations),
+        "budget": problem.budget,
+        "space": space.count(),
+        "history": [
+            [list(e.genotype), None if e.failed else e.quality, e.cost] for e in evaluations
+        ],
+    }
+    return found, chosen
+
+
+def _thinned(best: list[Evaluation]) -> list[Evaluation]:
+    """At most `FRONT` of a front, its ends among them."""
+    if len(best) <= FRONT:
+        return best
+    return [best[at] for at in sorted({round(i) for i in np.linspace(0, len(best) - 1, FRONT)})]
+
+
+def _results(
+    subnets: Subnets,
+    problem: Problem,
+    tested: Outcomes,
+    pick: Pick,
+    request: Request,
+    data: Dataset,
+    chosen: Subnet,
+    whole: Genotype,
+) -> dict[str, Any]:
+    found = Frontier.from_outcomes("Subnets of one supernet", tested)
+    assert found.reference is not None
+    reference = Point("the whole network", found.reference.quality, found.reference.cost)
+    cheapest = min(found.points, key=lambda point: point.cost)
+    ladder = [Point("the cheapest subnet", cheapest.quality, cheapest.cost), reference]
+    example = subnets.inputs["test"][:1]
+    modules = {
+        "measured_ms": chosen.extracted(),
+        "reference_ms": Subnet(subnets, whole, "", None).extracted(),
+    }
+    calls = {name: partial(module, example) for name, module in modules.items()}
+    times = compare_latency(calls)
+    return written.assemble(
+        data={
+            "name": data.name,
+            "kind": data.kind,
+            "inputs": {name: len(part) for name, part in subnets.inputs.items()},
+            "classes": list(data.classes),
+            "note": data.note,
+        },
+        request=request,
+        metric=BITS_PER_BYTE if data.kind == "text" else ACCURACY,
+        unit=problem.unit,
+        ladder=ladder,
+        reference=reference,
+        fronts=[found],
+        ways=[WAY],
+        random=ladder,
+        oracle=oracle(tested),
+        pick=pick,
+        used={name: float(time.median) for name, time in times.items()},
+        trained=[],
+    )
