@@ -1,4 +1,4 @@
-"""What a user's function makes, named on the command line as module:function or file.py:function."""
+"""What a user's function makes; a command line names it as module:function or file.py:function."""
 
 import importlib
 import importlib.util
@@ -38,9 +38,7 @@ def _module(named: str) -> ModuleType:
     """The module before the colon, imported once."""
     where, colon, function = named.rpartition(":")
     if not (where and colon and function.isidentifier()):
-        raise InputError(
-            f"a model is named as module:function or file.py:function, got {named!r}"
-        )
+        raise InputError(f"a model is named as module:function or file.py:function, got {named!r}")
     try:
         if not where.endswith(".py"):
             if "" not in sys.path:
@@ -52,7 +50,8 @@ def _module(named: str) -> ModuleType:
         name = f"_searched_{path.stem}"
         if name not in sys.modules:
             plan = importlib.util.spec_from_file_location(name, path)
-            assert plan is not None and plan.loader is not None
+            assert plan is not None
+            assert plan.loader is not None
             module = sys.modules[name] = importlib.util.module_from_spec(plan)
             plan.loader.exec_module(module)
         return sys.modules[name]

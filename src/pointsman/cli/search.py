@@ -1,10 +1,10 @@
 """`pointsman search MODEL --data D`: the front of a supernet's subnets, and a certified one."""
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -15,8 +15,9 @@ from pointsman.cli.subnets import UNITS, spelled
 from pointsman.compare.request import Request
 from pointsman.errors import InputError
 from pointsman.supernet.search.problem import Evaluation, Problem, front
+from pointsman.writing import write_atomically
 
-SHOWN = 10  # of a front in a terminal
+FRONT = "front.json"  # of a problem that is no supernet
 
 
 @click.command("search")
@@ -115,7 +116,7 @@ def _run(
                 f"{asked.named} gives a Problem, which has its own quality, cost and budget: leave "
                 "out --data and --budget"
             )
-        _show_front(made, _searched(made, asked, {}, notes), notes)
+        _show_front(made, _searched(made, asked, {}, notes), asked.out, notes)
         return
     if not isinstance(made, Supernet):
         raise InputError(
@@ -127,7 +128,7 @@ def _run(
     subnets = Subnets.of(made, data, request.seed, standardise=standardise, device=device)
     problem = problem_of(subnets, cost, None)
     if budget is not None:
-        whole = problem.cost(made.in_force)
+        whole = problem.cost(subnets.whole)
         problem = problem_of(subnets, cost, budget_of(budget, whole, problem.unit))
     facts = facts_of(subnets, data, request.seed, standardise)
     evaluations = _searched(problem, asked, facts, notes)
@@ -145,6 +146,7 @@ def _searched(
 
     from pointsman.supernet.search.failures import breaking_options
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in workers, so that their number changes nothing
     total = min(asked.evaluations, problem.space.count())
     heading = [f"{asked.named}: {problem.space.count():,} subnets, {total} to evaluate"]
@@ -155,7 +157,10 @@ def _searched(
             bar.begin("evaluating" if known == 0 else f"evaluating ({known} were there)")
             bar.advance(min(known, total))
 
-        evaluations = run(problem, asked, facts, begin, lambda _: bar.advance(1))
+        try:
+            evaluations = run(problem, asked, facts, begin, lambda _: bar.advance(1))
+        finally:
+            torch.set_num_threads(threads)
     failed = [each for each in evaluations if each.failed]
     if failed:
         notes.print(f"{len(failed)} evaluations failed, the first with: {failed[0].failure}")
@@ -164,14 +169,23 @@ def _searched(
     return evaluations
 
 
-def _show_front(problem: Problem, evaluations: Sequence[Evaluation], notes: Console) -> None:
-    """The front of a problem that is no supernet, as lines."""
-    best: list[Any] = front(evaluations)
+def _show_front(
+    problem: Problem, evaluations: Sequence[Evaluation], out: Path, notes: Console
+) -> None:
+    """The front of a problem that is no supernet, as lines and as a file."""
+    best = front(evaluations)
     if not best:
         raise InputError(f"every evaluation failed, the first with: {evaluations[0].failure}")
-    for each in best:
-        options = spelled(problem.space.decode(each.genotype))
-        click.echo(f"{each.quality:.4f}  {each.cost:.6g} {problem.unit}  {options}")
+    options = [problem.space.decode(each.genotype) for each in best]
+    for each, taken in zip(best, options, strict=True):
+        click.echo(f"{each.quality:.4f}  {each.cost:.6g} {problem.unit}  {spelled(taken)}")
+    rows = [
+        {"quality": each.quality, "cost": each.cost, "unit": problem.unit, "options": taken}
+        for each, taken in zip(best, options, strict=True)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / FRONT, json.dumps(rows, indent=1) + "\n")
+    notes.print(f"front: {out / FRONT}")
 
 
 def _quiet() -> None:

@@ -1,5 +1,6 @@
 """What `pointsman search` does once its words are read: run, resume, measure, write."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pointsman.cost import compare_latency
 from pointsman.errors import InputError
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
 from pointsman.policy_folder import weights_digest, write_policy
+from pointsman.supernet.search.drawing import affordable_start
 from pointsman.supernet.search.history import Evaluator, History, one_by_one
 from pointsman.supernet.search.problem import Evaluation, Problem, front
 from pointsman.supernet.search.run import search
@@ -100,10 +102,9 @@ def run(
                 f"{asked.out / STUDY} is there: --resume continues it, or choose another --out"
             )
     engine = engine_of(asked.engine)
+    affordable_start(problem)  # refuse before anything is shown
     with ExitStack() as stack:
-        history = stack.enter_context(
-            History(problem.space, store, unit=problem.unit, about=facts)
-        )
+        history = stack.enter_context(History(problem.space, store, unit=problem.unit, about=facts))
         known = history.evaluations()
         begin(len(known))
         by = stack.enter_context(_evaluator(problem, asked))
@@ -190,15 +191,15 @@ def settle(
         failure = next((e.failure for e in evaluations), "nothing was evaluated")
         raise InputError(f"{asked.named}: every evaluation failed, the first with: {failure}")
     best = _thinned(best)
-    space = problem.space
-    whole = space.canonical([len(choice.options) - 1 for choice in space.choices])
-    names = {e.genotype: spelled(space.decode(e.genotype), space.decode(whole)) for e in best}
-    reference = Point("the whole network", 0.0, problem.cost(whole))
+    space, whole = problem.space, _reference(subnets, best)
+    full = space.decode(subnets.whole)
+    names = {e.genotype: spelled(space.decode(e.genotype), full) for e in best}
+    cost = problem.cost(whole)
 
     def outcomes(part: str) -> Outcomes:
         rows = rows_of(subnets, [whole, *names], part)
         costs = np.array([[e.cost] for e in best]) * np.ones_like(rows[:1])
-        alone = np.full(rows.shape[1], reference.cost)
+        alone = np.full(rows.shape[1], cost)
         knobs = tuple(f"{WAY}: {name}" for name in names.values())
         return Outcomes(knobs, rows[1:], costs, rows[0], alone, problem.unit)
 
@@ -215,11 +216,22 @@ def settle(
         "failed": sum(each.failed for each in evaluations),
         "budget": problem.budget,
         "space": space.count(),
-        "history": [
-            [list(e.genotype), None if e.failed else e.quality, e.cost] for e in evaluations
-        ],
+        "history": [[list(e.genotype), _plain(e.quality), _plain(e.cost)] for e in evaluations],
     }
     return found, chosen
+
+
+def _reference(subnets: Subnets, best: Sequence[Evaluation]) -> Genotype:
+    """The whole network; where that is broken, the best subnet."""
+    try:
+        subnets.quality(subnets.whole)
+    except Exception:  # the search has said what breaks
+        return best[-1].genotype
+    return subnets.whole
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _thinned(best: list[Evaluation]) -> list[Evaluation]:
@@ -241,7 +253,8 @@ def _results(
 ) -> dict[str, Any]:
     found = Frontier.from_outcomes("Subnets of one supernet", tested)
     assert found.reference is not None
-    reference = Point("the whole network", found.reference.quality, found.reference.cost)
+    name = "the whole network" if whole == subnets.whole else "the best subnet"
+    reference = Point(name, found.reference.quality, found.reference.cost)
     cheapest = min(found.points, key=lambda point: point.cost)
     ladder = [Point("the cheapest subnet", cheapest.quality, cheapest.cost), reference]
     example = subnets.inputs["test"][:1]

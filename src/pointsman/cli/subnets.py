@@ -3,8 +3,10 @@
 Legend: N inputs.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,14 @@ from torch import Tensor, nn
 from pointsman.compare.data import Dataset, Kind, split
 from pointsman.compare.judging import judge
 from pointsman.compare.prepare import Preparation
-from pointsman.cost import flops_per_input
+from pointsman.cost import count_flops
 from pointsman.errors import InputError
 from pointsman.modules import evaluating
+from pointsman.supernet.costs import count_mflops, count_parameters
 from pointsman.supernet.space import Genotype
 from pointsman.supernet.supernet import Supernet
+
+Cost = Callable[[Genotype], float]
 
 BATCH = 256
 UNITS = {"flops": "MFLOPs", "parameters": "k parameters"}
@@ -42,7 +47,7 @@ class Subnets:
     inputs: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
     device: str
-    _costs: dict[tuple[str, Genotype], float] = field(default_factory=dict)
+    _costs: dict[str, Cost] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,6 +79,12 @@ class Subnets:
         targets = {name: prepared.targets(part).to(device) for name, part in parts.items()}
         return cls(supernet, data.kind, inputs, targets, device)
 
+    @property
+    def whole(self) -> Genotype:
+        """The last option of every choice: the whole network."""
+        space = self.supernet.space
+        return space.canonical([len(choice.options) - 1 for choice in space.choices])
+
     def quality(self, genotype: Genotype) -> float:
         """Mean on the validation part: what a search looks at."""
         return float(self.qualities(genotype, "validation").mean())
@@ -91,20 +102,23 @@ class Subnets:
         return np.concatenate(found)
 
     def cost(self, which: str, genotype: Genotype) -> float:
-        """Counted once a genotype: per input (per token for text) in `UNITS`."""
-        key = (which, genotype)
-        if key not in self._costs:
-            self._costs[key] = (self._flops if which == "flops" else self._size)(genotype)
-        return self._costs[key]
+        """Counted, per input (per token for text), in `UNITS`; infinite if the forward breaks."""
+        if which not in self._costs:
+            self._costs[which] = self._count(which)
+        return self._costs[which](genotype)
 
-    def _flops(self, genotype: Genotype) -> float:
-        self.supernet.use(genotype)
+    def _count(self, which: str) -> Cost:
         example = self.inputs["validation"][:1]
-        counted = float(flops_per_input(self.supernet, example))
-        return counted / example.shape[1] if self.kind == "text" else counted
-
-    def _size(self, genotype: Genotype) -> float:
-        return sum(p.numel() for p in self.supernet.extract(genotype).parameters()) / 1e3
+        per = 1e3 if which == "parameters" else example.shape[1] if self.kind == "text" else 1
+        count: Cost
+        try:
+            if which == "parameters":
+                count = count_parameters(self.supernet)
+            else:
+                count = count_mflops(self.supernet, example)
+        except Exception:  # some subnet breaks: each is counted alone, so that others have a cost
+            count = _Remembered(partial(_alone, self.supernet, which, example))
+        return partial(_divided, count, per)
 
     def _normalise(self) -> None:
         """Statistics of batch norms as this subnet has them, from the training part."""
@@ -125,6 +139,33 @@ class Subnets:
                 self.supernet(x)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _divided(count: Cost, per: float, genotype: Genotype) -> float:
+    return count(genotype) / per
+
+
+class _Remembered:
+    """A cost that is counted once a genotype."""
+
+    def __init__(self, count: Cost) -> None:
+        self.count = count
+        self.known: dict[Genotype, float] = {}
+
+    def __call__(self, genotype: Genotype) -> float:
+        if genotype not in self.known:
+            self.known[genotype] = self.count(genotype)
+        return self.known[genotype]
+
+
+def _alone(supernet: Supernet, which: str, example: Tensor, genotype: Genotype) -> float:
+    try:
+        if which == "parameters":
+            return float(sum(p.numel() for p in supernet.extract(genotype).parameters()))
+        supernet.use(genotype)
+        return float(count_flops(supernet, example))
+    except Exception:  # its evaluation says what breaks
+        return math.inf
 
 
 def spelled(options: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> str:

@@ -48,10 +48,9 @@ class Labels:
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """Make classes of `one` and `other` one, position by position; shapes may broadcast."""
-        a, b = torch.broadcast_tensors(self.find(one), self.find(other))
-        pairs = torch.stack([a.reshape(-1), b.reshape(-1)], 1)
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        for first, second in torch.unique(pairs, dim=0).tolist() if len(pairs) else ():
+        a, b = np.broadcast_arrays(self.find(one).numpy(), self.find(other).numpy())
+        differ = a != b
+        for first, second in set(zip(a[differ].tolist(), b[differ].tolist(), strict=True)):
             low, high = sorted((self._root(first), self._root(second)))
             self._parent[high] = low  # the fixed class keeps label 0
 

@@ -126,7 +126,8 @@ def _replace(model: nn.Module, name: str, value: Tensor) -> None:
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     for module in model.modules():
-        for place in (module._parameters, module._buffers):
+        places: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for place in places:
             for own, tensor in place.items():
                 if tensor is old:
                     place[own] = new

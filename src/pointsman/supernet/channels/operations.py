@@ -49,8 +49,11 @@ def meet_pointwise(ledger: Ledger, taken: list[Tensor], out: Tensor) -> None:
         for back in range(out.dim(), 0, -1)
     ]
     if ledger.is_free(out) and out._is_view() and not free:
-        for vector in merged:  # written through a view: what lies under it would not know
+        for vector in merged:  # written through a view: what lies under it stays as it is
             ledger.labels.fix(vector)
+        ledger.give(out, [])
+        if out._base is not None:
+            ledger.give(out._base, [])
         return
     ledger.set(out, merged)
     if free:

@@ -9,6 +9,7 @@ way, is refused.
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from pointsman.modules import evaluating
 from pointsman.supernet.channels.ledger import Call, Ledger, tensors_in
 from pointsman.supernet.channels.operations import RULES, aten, identity, pointwise, unknown
 from pointsman.supernet.channels.rearranging import MOVING
+
+HERE, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 
 # The length or the way through of what comes after these hangs on numbers, not on sizes.
 DECIDING = {
@@ -38,11 +41,11 @@ def call_with(model: Callable[..., Any], example: Any) -> Any:
     return model(example)
 
 
-class _Writer(TorchDispatchMode):
+class _Writer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operation to its rule."""
 
     def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
 
     def __torch_dispatch__(
@@ -193,7 +196,8 @@ def _branches(model: nn.Module, module: str | None, error: BaseException) -> str
     frames: Sequence[traceback.FrameSummary] = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not any(part in frame.filename for part in ("torch/", "supernet/channels/"))
+        if not Path(frame.filename).is_relative_to(HERE)
+        and not Path(frame.filename).is_relative_to(TORCH)
     ]
     place = ""
     if frames:

@@ -20,11 +20,8 @@ FIRST_OUTPUTS = ("logits", "last_hidden_state")
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """No keys and values are kept meanwhile: `config.use_cache` is off where there is one."""
-    configs = [
-        config
-        for module in model.modules()
-        if getattr(config := getattr(module, "config", None), "use_cache", False)
-    ]
+    every: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = [config for config in every if getattr(config, "use_cache", False)]
     try:
         for config in configs:
             config.use_cache = False

@@ -1,10 +1,11 @@
-"""The residual sub-layers of a decoder, found by watching it run, and each of them elastic.
+"""The residual sub-layers of a decoder, found by watching it run.
 
 A sub-layer is x + f(norm(x)): an attention or a feed-forward with the normalisation that it alone
 reads. What belongs to which is read off one run: a part that reads what a normalisation gave
 begins a sub-layer, a normalisation that reads what a part gave ends it. Each layer is then tried
 without its sub-layers: it must give back its input to the bit, else it is refused. So this works
-on pre-norm decoders of `transformers` (Llama, GPT-2, OPT, ...) and on one's own, without their names.
+on pre-norm decoders of `transformers` (Llama, GPT-2, OPT, ...) and on one's own, whatever names
+their modules have.
 
 Legend: n sequences, S tokens, D width.
 """
@@ -18,13 +19,7 @@ from torch import Tensor, nn
 
 from pointsman.errors import InputError
 from pointsman.modules import evaluating
-from pointsman.supernet.elastic.dial import Dial
-from pointsman.supernet.elastic.parts import Part as ElasticPart
-from pointsman.supernet.elastic.parts import Setting
-from pointsman.supernet.elastic.sliced import Sliced
 from pointsman.supernet.language.calling import call
-from pointsman.supernet.space import Choice
-from pointsman.supernet.supernet import Supernet
 
 Kind = Literal["attention", "feed-forward"]
 
@@ -70,6 +65,7 @@ class Sublayer:
         name: dotted, of its first module with a weight matrix, such as "model.layers.0.mlp".
         layer: place of its layer in the list of layers.
         kind: "attention" if what it adds to a token depends on others, else "feed-forward".
+        stream: dotted name of the module that reads the residual stream for it.
         norm: dotted name of the normalisation that it alone reads, or None.
         pieces: its other modules in the order of their calls; the output of the last is added.
     """
@@ -77,6 +73,7 @@ class Sublayer:
     name: str
     layer: int
     kind: Kind
+    stream: str
     norm: str | None
     pieces: tuple[Piece, ...]
 
@@ -106,9 +103,18 @@ class _Called:
 class _Group:
     """The calls of one sub-layer."""
 
-    stream: Tensor  # what it is added to
     norm: _Called | None
+    alone: bool  # whether nothing else reads what the norm gives
     pieces: list[_Called]
+
+    @property
+    def reader(self) -> _Called:
+        return self.norm or self.pieces[0]
+
+    @property
+    def stream(self) -> Tensor:
+        """What it is added to."""
+        return self.reader.read
 
     @property
     def added(self) -> Tensor:
@@ -152,8 +158,8 @@ def find_sublayers(model: nn.Module, example: Any) -> tuple[Sublayer, ...]:
             its arguments.
 
     Raises:
-        InputError: no list of layers, or a layer that is not a sum of its input and sub-layers (such
-            as those that normalise after the sum).
+        InputError: no list of layers, or a layer that is no sum of its input and sub-layers, such
+            as those that normalise after the sum.
     """
     list_name, layers = layer_list(model)
     found: list[Sublayer] = []
@@ -169,75 +175,6 @@ def find_sublayers(model: nn.Module, example: Any) -> tuple[Sublayer, ...]:
                 kind = _kind(layer, runs[at], groups, group)
                 found.append(_sublayer(prefix, at, kind, group))
     return tuple(found)
-
-
-def droppable(model: nn.Module, sublayers: Sequence[Sublayer]) -> Supernet:
-    """A supernet with one choice a sub-layer: is it there? The model is shared, not copied.
-
-    Args:
-        model: a decoder.
-        sublayers: those that may be left out, see `find_sublayers`.
-    """
-    parts: list[ElasticPart] = []
-    for each in sublayers:
-        parts += skips(model, each, Dial(Choice(each.name, (False, True))))
-    return Supernet(Sliced(model, parts))
-
-
-def skips(model: nn.Module, sublayer: Sublayer, dial: Dial) -> list[Setting]:
-    """What a dial with the options (False, True) does to a sub-layer."""
-    found = [_setting(model, p.name, Nothing(p.width, p.answers), dial) for p in sublayer.pieces]
-    if sublayer.norm is not None:
-        found.append(_setting(model, sublayer.norm, nn.Identity(), dial))
-    return found
-
-
-def _setting(model: nn.Module, name: str, instead: nn.Module, dial: Dial) -> Setting:
-    owner, _, attribute = name.rpartition(".")
-    module = model.get_submodule(name)
-    return Setting(model.get_submodule(owner), attribute, dial, (instead, module))
-
-
-def tidy(model: nn.Module) -> nn.Module:
-    """The model without layers in which nothing is left, and with its caches numbered anew.
-
-    Layers of `transformers` keep keys and values under a number of their own, and the first of
-    them tells how long the text is: where an attention was left out, the others move up. The
-    number of layers in the configuration follows.
-
-    Args:
-        model: changed in place, and returned.
-
-    Raises:
-        InputError: nothing is left, or attention was left out of a model whose layers keep caches
-            of several kinds (sliding and full).
-    """
-    name, layers = layer_list(model)
-    left = [at for at, layer in enumerate(layers) if not _empty(layer)]
-    if not left:
-        raise InputError("at least one sub-layer must be left")
-    config = getattr(model, "config", None)
-    kinds = list(getattr(config, "layer_types", None) or [])
-    owner, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(owner), attribute, nn.ModuleList(layers[at] for at in left))
-    caching = [m for at in left for m in layers[at].modules() if hasattr(m, "layer_idx")]
-    numbers = sorted({int(module.layer_idx) for module in caching})
-    if config is not None and len(left) < len(layers):
-        config.num_hidden_layers = len(left)
-        if kinds:
-            config.layer_types = [kinds[at] for at in left]
-    if len(set(kinds)) > 1 and numbers != left:
-        raise InputError(
-            "attention can be left out where all layers keep the same kind of cache, these are "
-            f"{sorted(set(kinds))}: leave out whole layers or feed-forwards"
-        )
-    for module in caching:
-        module.layer_idx = numbers.index(int(module.layer_idx))
-    return model
-
-
-def _empty(layer: nn.Module) -> bool:
-    return any(isinstance(m, Nothing) for m in layer.modules()) and not list(layer.parameters())
 
 
 def _watch(
@@ -292,7 +229,7 @@ def _grouped(calls: list[_Called]) -> list[_Group]:
         norm = next((other for other in norms if other.gave is each.read), None)
         if last is None or norm is not None or last.is_followed_by(each.read):
             alone = norm is not None and sum(other.read is norm.gave for other in calls) == 1
-            groups.append(_Group((norm or each).read, norm if alone else None, [each]))
+            groups.append(_Group(norm, alone, [each]))
         else:
             last.pieces.append(each)
     return groups
@@ -349,8 +286,8 @@ def _kind(layer: nn.Module, run: _Run, groups: list[_Group], group: _Group) -> K
 
 def _sublayer(prefix: str, at: int, kind: Kind, group: _Group) -> Sublayer:
     pieces = tuple(Piece(prefix + p.name, p.gave.shape[-1], p.answers) for p in group.pieces)
-    norm = None if group.norm is None else prefix + group.norm.name
-    return Sublayer(pieces[0].name, at, kind, norm, pieces)
+    norm = prefix + group.norm.name if group.norm is not None and group.alone else None
+    return Sublayer(pieces[0].name, at, kind, prefix + group.reader.name, norm, pieces)
 
 
 def _tensor_in(values: Sequence[Any]) -> Tensor:

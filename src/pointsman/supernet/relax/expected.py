@@ -132,7 +132,7 @@ def project(
     if lower > upper:
         raise InputError(f"the lower bound is at most the upper one, got {lower} and {upper}")
     alpha = [tensor.detach().clone() for tensor in logits]
-    value = float(cost(alpha))
+    value = float(cost(alpha).detach())
     if lower <= value <= upper:
         return alpha
     target = upper if value > upper else lower
@@ -175,3 +175,67 @@ def _onto(
     along = excess + sum(float((slope * (s - p)).sum()) for s, p, slope in pairs)
     size = sum(float(slope.square().sum()) for slope in slopes)
     return [s - along / max(size, 1e-30) * slope for s, _, slope in pairs]
+
+
+class Projection:
+    """Keeps a relaxation's expected cost below a bound during its search, and its result too.
+
+    To be given to `alternate` as `after`.
+
+    Args:
+        expected: cost of a relaxation.
+        budget: upper bound, in the unit of the cost.
+        every: updates between projections.
+        shrink: factor by which `derive` lowers the bound while the genotype costs too much.
+
+    Raises:
+        UnreachableError: the budget is below the cheapest genotype, whose cost is named.
+    """
+
+    def __init__(
+        self, expected: ExpectedCost, budget: float, *, every: int = 10, shrink: float = 0.9
+    ) -> None:
+        never = expected.relaxation.never
+        cheapest = sum(
+            min(
+                cost
+                for option, cost in zip(c.options, expected.costs[c.name], strict=True)
+                if option not in never
+            )
+            for c in expected.relaxation.choices
+        )
+        if cheapest > budget:
+            raise UnreachableError(
+                f"the cheapest genotype costs {cheapest:g} {expected.unit}, above the budget of "
+                f"{budget:g}"
+            )
+        self.expected, self.budget, self.every, self.shrink = expected, budget, every, shrink
+
+    def __call__(self, update: int) -> None:
+        """Project, when it is time."""
+        if update % self.every == 0:
+            self._onto(self.budget)
+
+    def derive(self) -> Genotype:
+        """The relaxation's genotype, which costs at most the budget.
+
+        What is bounded is the cost of the mixture, and the strongest options may cost more: then
+        the bound falls until they do not. The relaxation is changed with it.
+
+        Raises:
+            UnreachableError: no bound led to a genotype within the budget.
+        """
+        bound = self.budget
+        genotype = self.expected.relaxation.derive()
+        while self.expected.of(genotype) > self.budget:
+            bound *= self.shrink
+            self._onto(bound)
+            genotype = self.expected.relaxation.derive()
+        return genotype
+
+    def _onto(self, bound: float) -> None:
+        alpha = list(self.expected.relaxation.alpha)
+        points = project(alpha, self.expected, upper=bound)
+        with torch.no_grad():
+            for parameter, point in zip(alpha, points, strict=True):
+                parameter.copy_(point)

@@ -187,7 +187,10 @@ class RayWorkers:
             options: dict[str, Any] = {"address": self.address}
             if self.address is None:
                 options = {"num_cpus": self.count, "include_dashboard": False}
-            self._ray.init(log_to_driver=False, **options)
+            try:
+                self._ray.init(log_to_driver=False, **options)
+            except Exception as error:  # Ray raises plain exceptions here
+                raise InputError(f"no Ray cluster can be reached: {reason(error)[:200]}") from error
             self._own = True
         self._workers = [self._worker() for _ in range(self.count)]
         return self

@@ -1,0 +1,214 @@
+"""Our own engine: costs are counted, only quality is modelled, and nothing is evaluated twice.
+
+A Gaussian process over the choices and the logarithm of the cost predicts the quality of every
+candidate. The next genotype is the one from which the hypervolume is expected to grow most; the
+variance that belongs to each genotype alone counts as a chance to gain, for an evaluation is
+exact and its luck stays in the front.
+
+A small space is listed once with all its costs. Of a larger one, candidates are drawn anew from
+time to time: by chance, from the neighbourhood of the front, and from that of the last candidates.
+
+Every number depends on the seed and the answers alone: no set is iterated, ties go to the first.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+
+from pointsman.supernet.predictors.gaussian import (
+    Array,
+    GaussianProcess,
+    Posterior,
+    coordinates,
+)
+from pointsman.supernet.search.drawing import LISTED, Drawing
+from pointsman.supernet.search.engine import Proposals
+from pointsman.supernet.search.expected_gain import expected_gain
+from pointsman.supernet.search.problem import Evaluation, Problem, front
+from pointsman.supernet.space import Genotype
+
+FIRST = 20  # genotypes before there is a model
+STRATA = 10  # times as many drawn, from which the first are taken evenly over costs
+SHORTLIST = 500  # candidates that are followed from one answer to the next
+GROWTH = 1.3  # of the number of evaluations between two looks at all candidates
+POOL = 2000  # candidates of a space that is too large to list
+MARGIN = 0.1  # of the reference point, beyond the dearest candidate
+
+
+def front_search(problem: Problem, seed: int, *, first: int = FIRST, batch: int = 1) -> Proposals:
+    """Proposes what is expected to grow the front most.
+
+    Args:
+        problem: what is searched.
+        seed: of the first genotypes, and of the candidates of a large space.
+        first: genotypes evaluated before there is a model.
+        batch: genotypes proposed at a time. With more than one, each after the first is chosen as
+            if those before it would turn out as predicted.
+    """
+    drawing = Drawing(problem, np.random.default_rng(seed))
+    first = max(first, 2)
+    candidates = _Candidates(problem, drawing)
+    known: list[Evaluation] = []
+    for begin in _batches(candidates.spread_over_costs(first), batch):
+        known += yield begin
+    process, chosen_at = GaussianProcess(), 0
+    while True:
+        genotypes = candidates.look(known)
+        if not genotypes:
+            return
+        x, c, y = candidates.observed(known)
+        if len(known) >= 2 * chosen_at:
+            process.choose(x, c, y)
+            chosen_at = len(known)
+        turn = _Turn(candidates, process.fit(x, c, y), genotypes, known)
+        until = math.ceil(len(known) * GROWTH)
+        while len(known) < until:
+            asked = turn.ask(batch, known)
+            if not asked:
+                break
+            answers = yield asked
+            known += answers
+            turn.answer(answers)
+
+
+class _Candidates:
+    """What could be proposed, with coordinates and costs."""
+
+    def __init__(self, problem: Problem, drawing: Drawing) -> None:
+        self.problem, self.drawing = problem, drawing
+        self.listed: list[Genotype] | None = None
+        self.last: list[Genotype] = []
+        self._costs: dict[Genotype, float] = {}
+        if problem.space.count() <= LISTED:
+            every = [g for g in problem.space.enumerate() if self._affordable(g)]
+            self.listed = every
+            self.limits = self._limits(every)
+
+    def _affordable(self, genotype: Genotype) -> bool:
+        budget = self.problem.budget
+        return budget is None or self.cost(genotype) <= budget
+
+    def cost(self, genotype: Genotype) -> float:
+        """Counted once."""
+        if genotype not in self._costs:
+            self._costs[genotype] = float(self.problem.cost(genotype))
+        return self._costs[genotype]
+
+    def _limits(self, genotypes: Sequence[Genotype]) -> tuple[float, float]:
+        costs = [self.cost(genotype) for genotype in genotypes]
+        return min(costs), max(costs)
+
+    def spread_over_costs(self, count: int) -> list[Genotype]:
+        """So many new genotypes, one by chance from each of as many parts of the range of costs."""
+        drawing = self.drawing
+        if self.listed is None:
+            drawn = drawing.draw(count * STRATA)
+            drawing.taken.clear()
+            self.limits = self._limits(drawn)
+        else:
+            drawn = self.listed
+        order = sorted(drawn, key=lambda g: (self.cost(g), g))
+        parts = [part for part in np.array_split(np.arange(len(order)), count) if len(part)]
+        found = [order[int(drawing.rng.choice(part))] for part in parts]
+        found = [found[at] for at in drawing.rng.permutation(len(found))]
+        drawing.take(found)
+        return found
+
+    def look(self, known: Sequence[Evaluation]) -> list[Genotype]:
+        """What can be proposed now."""
+        taken = self.drawing.taken
+        if self.listed is not None:
+            return [genotype for genotype in self.listed if genotype not in taken]
+        found: dict[Genotype, None] = {}
+        space, rng = self.problem.space, self.drawing.rng
+        parents = [each.genotype for each in front(known)]
+        for parent in parents:
+            found.update(dict.fromkeys(space.neighbours(parent)))
+        parents += self.last[:50]
+        for _ in range(POOL if parents else 0):
+            one, other = (parents[rng.integers(len(parents))] for _ in range(2))
+            found[space.mutate(space.cross(one, other, rng), rng)] = None
+        found.update((space.sample(rng), None) for _ in range(POOL))
+        new = [g for g in found if g not in taken and self._affordable(g)]
+        if not new:  # nearly nothing is affordable
+            new = self.drawing.draw(POOL)
+            taken.difference_update(new)
+        return new
+
+    def points(self, genotypes: Sequence[Genotype]) -> tuple[Array, Array]:
+        """Coordinates (N, D) and logarithms of costs in shares of their range (N, 1)."""
+        x_ND = coordinates(self.problem.space, np.array(genotypes))
+        low, high = self.limits
+        costs = np.array([self.cost(genotype) for genotype in genotypes])
+        tiny = max(high, 1e-300) * 1e-9  # costs may be 0
+        scale = np.log(high + tiny) - np.log(low + tiny)
+        c_N = (np.log(np.maximum(costs, 0) + tiny) - np.log(low + tiny)) / (scale or 1.0)
+        return x_ND, c_N[:, None]
+
+    def observed(self, known: Sequence[Evaluation]) -> tuple[Array, Array, Array]:
+        """Coordinates, costs and qualities; a failure is as good as the worst that ran."""
+        x, c = self.points([each.genotype for each in known])
+        return x, c, np.array(_qualities(known, known))
+
+
+class _Turn:
+    """From one look at all candidates to the next: the shortlist and what is known of it."""
+
+    def __init__(
+        self,
+        candidates: _Candidates,
+        process: GaussianProcess,
+        genotypes: list[Genotype],
+        known: Sequence[Evaluation],
+    ) -> None:
+        self.candidates = candidates
+        whole = process.at(*candidates.points(genotypes))
+        self.costs = np.array([candidates.cost(genotype) for genotype in genotypes])
+        gain = self._gain(whole, known)
+        best = np.argsort(-gain, kind="stable")[:SHORTLIST]
+        self.genotypes = [genotypes[at] for at in best]
+        candidates.last = self.genotypes
+        self.costs = self.costs[best]
+        self.posterior = whole.only(best, room=len(best))
+
+    def _gain(self, posterior: Posterior, known: Sequence[Evaluation]) -> Array:
+        found = np.array([(each.cost, each.quality) for each in front(known)]).reshape(-1, 2)
+        low, high = self.candidates.limits
+        high = max(high, float(self.costs.max()))
+        cost = high + MARGIN * ((high - low) or 1.0)
+        worst = min((each.quality for each in known if not each.failed), default=0.0)
+        return expected_gain(
+            posterior.mean, posterior.spread, self.costs, found, cost=cost, quality=worst
+        )
+
+    def ask(self, batch: int, known: Sequence[Evaluation]) -> list[Genotype]:
+        """The next genotypes; fewer if the shortlist ends."""
+        asked: list[Genotype] = []
+        believed = list(known)
+        while len(asked) < batch and len(self.posterior.asked) < len(self.genotypes):
+            gain = self._gain(self.posterior, believed)
+            gain[self.posterior.asked] = -1
+            at = int(gain.argmax())
+            expected = float(self.posterior.mean[at])
+            believed.append(Evaluation(self.genotypes[at], expected, float(self.costs[at])))
+            self.posterior.ask(at)
+            asked.append(self.genotypes[at])
+        self.candidates.drawing.take(asked)
+        self._known = known
+        return asked
+
+    def answer(self, answers: Sequence[Evaluation]) -> None:
+        """Of what was asked last, in that order."""
+        self.posterior.answer(_qualities(answers, [*self._known, *answers]))
+
+
+def _qualities(evaluations: Sequence[Evaluation], known: Sequence[Evaluation]) -> list[float]:
+    worst = min((each.quality for each in known if not each.failed), default=0.0)
+    return [worst if each.failed else each.quality for each in evaluations]
+
+
+def _batches(genotypes: list[Genotype], size: int) -> list[list[Genotype]]:
+    rest = iter(genotypes)
+    return list(iter(lambda: list(islice(rest, size)), []))
