@@ -69,9 +69,7 @@ class ElasticConv(nn.Module):
         """The same as ordinary modules."""
         weight, scale, shift = (part.detach().clone() for part in self._cut())
         size = weight.shape[-1]
-        conv = nn.Conv2d(
-            weight.shape[1], weight.shape[0], size, self.stride, size // 2, bias=False
-        )
+        conv = nn.Conv2d(weight.shape[1], weight.shape[0], size, self.stride, size // 2, bias=False)
         norm = nn.GroupNorm(1, len(scale))
         conv.weight, norm.weight, norm.bias = map(nn.Parameter, (weight, scale, shift))
         return nn.Sequential(conv, norm, nn.ReLU())

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+
+from pointsman.cli.made import make
+from pointsman.supernet.saved import load_subnet
 
 MODEL = '''
 import os, time
@@ -110,13 +112,8 @@ def test_a_supernet_becomes_a_front_and_a_saved_subnet(
     assert found["data"]["inputs"].keys() == {"train", "validation", "calibration", "test"}
     costs = [point["cost"] for point in found["ways"][0]["points"]]
     assert costs == sorted(costs)
-    body = json.loads((folder / "run" / "policy" / "policy.json").read_text())["body"]
-    assert body["made_by"] == "model.py:net"
-    weights = load_file(folder / "run" / "policy" / "weights.safetensors")
-    from pointsman.cli.made import make
-
-    alone = make("model.py:net").extract(body["genotype"])
-    alone.load_state_dict(weights)
+    alone, body = load_subnet(folder / "run" / "policy", make("model.py:net"))
+    assert body["about"]["made_by"] == "model.py:net"
     assert alone(torch.zeros(2, 6)).shape == (2, 3)
     assert "another data" in refused(
         "search", "model.py:net", "--data", "known-routes", "--out", "run", "--resume"

@@ -37,13 +37,14 @@ def test_a_flat_line_is_one_stage() -> None:
     assert linear_widths(5, 16, 0, 2.0) == (16,) * 5
 
 
-def test_networks_are_drawn_within_their_range_and_differ() -> None:
+def test_networks_are_drawn_within_their_range_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(rng: np.random.Generator) -> Stages:
         return Stages(tuple(int(w) for w in rng.integers(1, 9, size=2)), (1, 1))
 
     found = draw_within(draw, lambda s: float(sum(s.widths)), (6, 10), 20, np.random.default_rng(0))
     assert len(set(found)) == 20
     assert all(6 <= sum(stages.widths) <= 10 for stages in found)
+    monkeypatch.setattr("pointsman.supernet.design_spaces.DRAWS", 2000)
     with pytest.raises(UnreachableError, match="has 1 networks that cost 16 to 16"):
         draw_within(draw, lambda s: float(sum(s.widths)), (16, 16), 2, np.random.default_rng(0))
 

@@ -16,9 +16,9 @@ from pointsman.supernet import (
     PrefixConv2d,
     PrefixLayerNorm,
     PrefixLinear,
-    make_elastic,
 )
-from pointsman.supernet.nested import units_at
+from pointsman.supernet.nested import prefix_layers, units_at
+from pointsman.supernet.supernet import Supernet
 
 WIDTHS = (0.1, 0.34, 0.5, 1.0)
 
@@ -231,6 +231,18 @@ def test_a_body_may_be_made_of_elastic_layers() -> None:
     torch.testing.assert_close(net.extract(0.5)(x), net(x, 0.5))
 
 
+def test_a_nested_network_is_a_supernet_of_one_choice() -> None:
+    net = Nested(residual(), WIDTHS).eval()
+    searched = Supernet(net.body)
+    assert searched.space.names == ("width",)
+    x = torch.randn(6, 5)
+    for at, width in enumerate(WIDTHS):
+        expected = net(x, width)
+        searched.use((at,))
+        torch.testing.assert_close(searched(x), expected)
+        torch.testing.assert_close(searched.extract((at,))(x), expected)
+
+
 @settings(deadline=None)
 @given(st.floats(1e-6, 1.0), st.integers(1, 2_000))
 def test_a_width_uses_at_least_one_unit_and_no_more_than_its_share(width: float, n: int) -> None:
@@ -305,10 +317,10 @@ SHARED = nn.Linear(6, 6)
 )
 def test_bodies_that_cannot_be_cut_are_refused(body: nn.Module, what: str) -> None:
     with pytest.raises(InputError, match=what):
-        make_elastic(body, (0.5, 1.0))
+        prefix_layers(body, (0.5, 1.0))
 
 
 def test_batch_statistics_must_be_there_for_every_width() -> None:
-    body = make_elastic(convolution(), (0.5, 1.0))
+    body = prefix_layers(convolution(), (0.5, 1.0))
     with pytest.raises(InputError, match="statistics for every width of its network"):
         Nested(body, (0.25, 1.0))

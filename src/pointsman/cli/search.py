@@ -35,6 +35,7 @@ FRONT = "front.json"  # of a problem that is no supernet
     "--engine", type=click.Choice(list(ENGINES)), default=next(iter(ENGINES)), show_default=True,
     help="What proposes the subnets.",
 )  # fmt: skip
+@click.option("--batch", default=4, show_default=True, help="Subnets proposed at a time.")
 @click.option("--max-drop", default=0.01, show_default=True, help="Largest loss of quality.")
 @click.option("--confidence", default=0.95, show_default=True, help="That the promise holds.")
 @click.option("--seed", default=0, show_default=True, help="Fixes everything random.")
@@ -53,6 +54,7 @@ def command(
     cost: str,
     evaluations: int,
     engine: str,
+    batch: int,
     max_drop: float,
     confidence: float,
     seed: int,
@@ -71,18 +73,19 @@ def command(
     Subnets are compared on the validation part, the pick is certified on the calibration part, and
     the figures shown are of the test part. Every evaluation is kept in a study (an SQLite file in
     the folder of the results): a search that was cut is continued by --resume, and processes that
-    are given one --study share the work.
+    are given one --study share the work. Neither changes what is found; --batch may, and should be
+    no smaller than the number of workers that are to be busy.
     """
     notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     line = " ".join(shlex.quote(word) for word in ["pointsman", *sys.argv[1:]])
     request = Request(max_drop, confidence, seed=seed, command=line).check("features")
     name = model.rpartition(":")[2]
     asked = Asked(
-        model, evaluations, engine, workers, ray, seed, study, resume,
+        model, evaluations, engine, batch, workers, ray, seed, study, resume,
         out or Path(f"pointsman-{name}"),
     )  # fmt: skip
-    if evaluations < 1 or workers < 1:
-        raise InputError("--evaluations and --workers take numbers from 1")
+    if min(evaluations, workers, batch) < 1:
+        raise InputError("--evaluations, --workers and --batch take numbers from 1")
     _quiet()
     try:
         _run(asked, request, data, target, standardise, budget, cost, device, notes)

@@ -22,8 +22,10 @@ from pointsman.compare.ways import testing_order
 from pointsman.cost import compare_latency
 from pointsman.errors import InputError
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
-from pointsman.policy_folder import weights_digest, write_policy
+from pointsman.policy_folder import weights_digest
+from pointsman.supernet.saved import save_subnet
 from pointsman.supernet.search.drawing import affordable_start
+from pointsman.supernet.search.engine import Engine
 from pointsman.supernet.search.history import Evaluator, History, one_by_one
 from pointsman.supernet.search.problem import Evaluation, Problem, front
 from pointsman.supernet.search.run import search
@@ -31,10 +33,16 @@ from pointsman.supernet.search.workers import LocalWorkers, RayWorkers
 from pointsman.supernet.space import Genotype
 
 STUDY, WAY = "study.db", "subnets"
-KIND = ("pointsman-subnet", 1)
-ENGINES = {
+ENGINES = {  # by name: module and function in supernet.search.engines; the first is the usual one
+    "front": "front_search:front_search",
     "random": "random_search:random_search",
+    "nsga2": "evolution:nsga2",
+    "linas": "linas:linas",
+    "tpe": "optuna_samplers:tpe",
+    "reinforce": "reinforce:reinforce",
+    "optuna-nsga2": "optuna_samplers:optuna_nsga2",
 }
+AT_A_TIME = ("front", "random")  # whose batch is free; others have generations of their own
 FRONT = 12  # subnets of the front that are measured and certified: every one costs confidence
 
 
@@ -45,6 +53,7 @@ class Asked:
     named: str
     evaluations: int
     engine: str
+    batch: int
     workers: int
     ray: str | None
     seed: int
@@ -53,8 +62,8 @@ class Asked:
     out: Path
 
 
-def engine_of(name: str) -> Any:
-    """The engine of a name.
+def engine_of(name: str, batch: int) -> Engine:
+    """The engine of a name; those that can propose so many subnets at a time do.
 
     Raises:
         InputError: there is none.
@@ -62,7 +71,8 @@ def engine_of(name: str) -> Any:
     if name not in ENGINES:
         raise InputError(f"--engine is one of {', '.join(ENGINES)}, got {name!r}")
     module, function = ENGINES[name].split(":")
-    return getattr(import_module(f"pointsman.supernet.search.engines.{module}"), function)
+    engine: Engine = getattr(import_module(f"pointsman.supernet.search.engines.{module}"), function)
+    return partial(engine, batch=batch) if name in AT_A_TIME else engine
 
 
 def facts_of(subnets: Subnets, data: Dataset, seed: int, standardise: bool) -> dict[str, str]:
@@ -101,7 +111,7 @@ def run(
             raise InputError(
                 f"{asked.out / STUDY} is there: --resume continues it, or choose another --out"
             )
-    engine = engine_of(asked.engine)
+    engine = engine_of(asked.engine, asked.batch)
     affordable_start(problem)  # refuse before anything is shown
     with ExitStack() as stack:
         history = stack.enter_context(History(problem.space, store, unit=problem.unit, about=facts))
@@ -149,15 +159,9 @@ class Subnet:
 
     def save(self, folder: Path) -> None:
         """Description and weights of the extracted module."""
-        space = self.subnets.supernet.space
-        body = {
-            "made_by": self.named,
-            "genotype": list(self.genotype),
-            "options": space.decode(self.genotype),
-            "space": space.digest,
-            "certificate": self.certificate,
-        }
-        write_policy(folder, body, self.extracted().state_dict(), KIND)
+        about = {"made_by": self.named, "certificate": self.certificate}
+        supernet = self.subnets.supernet
+        save_subnet(folder, supernet, self.genotype, subnet=self.extracted(), about=about)
 
     def extracted(self) -> torch.nn.Module:
         """The ordinary module, with the batch statistics of this subnet."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pointsman.compare.data import Dataset, Kind, split
 from pointsman.compare.judging import judge
@@ -20,6 +20,7 @@ from pointsman.cost import count_flops
 from pointsman.errors import InputError
 from pointsman.modules import evaluating
 from pointsman.supernet.costs import count_mflops, count_parameters
+from pointsman.supernet.recalibration import recalibrate
 from pointsman.supernet.space import Genotype
 from pointsman.supernet.supernet import Supernet
 
@@ -92,7 +93,7 @@ class Subnets:
     def qualities(self, genotype: Genotype, part: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) in [0, 1], of a part's inputs."""
         self.supernet.use(genotype)
-        self._normalise()
+        recalibrate(self.supernet, self.inputs["train"][: BATCH * NORMALISED].split(BATCH))
         found = []
         with evaluating(self.supernet), torch.no_grad():
             for x, y in zip(
@@ -119,26 +120,6 @@ class Subnets:
         except Exception:  # some subnet breaks: each is counted alone, so that others have a cost
             count = _Remembered(partial(_alone, self.supernet, which, example))
         return partial(_divided, count, per)
-
-    def _normalise(self) -> None:
-        """Statistics of batch norms as this subnet has them, from the training part."""
-        norms = [
-            module
-            for module in self.supernet.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-        ]
-        if not norms:
-            return
-        momenta = [norm.momentum for norm in norms]
-        with evaluating(self.supernet), torch.no_grad():
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # the mean over the batches
-                norm.train()
-            for x in self.inputs["train"][: BATCH * NORMALISED].split(BATCH):
-                self.supernet(x)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def _divided(count: Cost, per: float, genotype: Genotype) -> float:

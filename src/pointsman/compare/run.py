@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pointsman import __version__
 from pointsman.compare import results as written
 from pointsman.compare.data import Dataset, Part, split
-from pointsman.compare.networks import skips
+from pointsman.compare.networks import nested, skips
 from pointsman.compare.networks.build import (
     Spec,
     build,
@@ -49,6 +49,7 @@ from pointsman.cost import Cost, compare_latency
 from pointsman.depth.layers.network import SkipNetwork
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
 from pointsman.run import subset_thresholds
+from pointsman.supernet.supernet import Supernet
 
 MOST_EPOCHS = 3  # times the passes over the data that the ladder's largest member makes
 LATENCY_BATCH = 64
@@ -241,7 +242,7 @@ class _Comparison:
             done = epoch
 
         x, y = self.bench.inputs["train"], self.bench.targets["train"]
-        kept = None
+        held = None
         if job.spec["form"] == "skips":
             rows, kept = skips.held_back(len(x), self.request.seed)
             held, x, y = (x[kept], y[kept]), x[rows], y[rows]
@@ -258,10 +259,14 @@ class _Comparison:
             on_epoch=on_epoch,
         )
         self.progress.advance((job.epochs - done) * job.work)
-        if kept is not None:
-            assert isinstance(trained.module, SkipNetwork)
-            seed = self.request.seed
-            skips.learn_routers(trained.module, *held, kind=self.data.kind, seed=seed)
+        kind, seed = self.data.kind, self.request.seed
+        if isinstance(trained.module, SkipNetwork) and held:
+            skips.learn_routers(trained.module, *held, kind=kind, seed=seed)
+        if isinstance(trained.module, Supernet):
+            judged = self.bench.inputs["validation"], self.bench.targets["validation"]
+            subnets = nested.choose(trained.module, *judged, x, kind=kind, seed=seed)
+            self.specs[job.name] = {**job.spec, "subnets": [list(subnet) for subnet in subnets]}
+            return replace(trained, module=nested.chosen(trained.module, subnets, x))
         return trained
 
     # ── ways ────────────────────────────────────────────────────────────────────────────────────

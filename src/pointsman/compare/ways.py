@@ -28,7 +28,7 @@ TITLES = {
     "cascade": "Cascade of the plain networks",
     "exits": "Early exits of one network",
     "skips": "Layers skipped by routers",
-    "nested": "Nested widths of one network",
+    "nested": "Subnets of one elastic network",
     "moe": "Mixture of experts",
     "fine-moe": "Fine-grained experts, top-k",
     "relu-moe": "Fine-grained experts by ReLU",

@@ -1,12 +1,12 @@
 """Architecture level: train once, serve every budget."""
 
+from pointsman.supernet.making import make_elastic
 from pointsman.supernet.nested import (
     Nested,
     PrefixBatchNorm2d,
     PrefixConv2d,
     PrefixLayerNorm,
     PrefixLinear,
-    make_elastic,
 )
 
 __all__ = [

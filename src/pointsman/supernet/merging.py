@@ -107,7 +107,7 @@ class QuadraticSurrogate:
         """(N,) metric."""
         inner: Array = _terms(np.asarray(shares_NK, dtype=np.float64)) @ self.coefficients_
         if self.link == "sigmoid":
-            return 1 / (1 + np.exp(-inner))
+            return 0.5 * (1 + np.tanh(inner / 2))  # the same, without overflow
         return np.logaddexp(0, inner) if self.link == "softplus" else inner
 
 

@@ -4,7 +4,8 @@ Every elastic layer keeps its units in a fixed order, and the sub-network at wid
 (0, 1]) uses the first `ceil(w * units)` of each. All widths share the weights and are trained
 together, one sampled width a step (SortedNet: Valipour et al. 2023, arXiv 2309.00255; slicing of
 convolutions as in slimmable networks, Yu et al. 2018, arXiv 1812.08928, from which the separate
-batch statistics for each width are taken as well).
+batch statistics for each width are taken as well). It is a supernet with one choice; for more,
+such as a width for each layer, see `supernet.make_elastic`.
 
 Where we depart from the paper: widths only (depth belongs to exits), and batch normalisation keeps
 statistics for each width, which the paper does not settle.
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pointsman.errors import InputError
+from pointsman.supernet.elastic.dial import Dial
+from pointsman.supernet.space import Choice
+from pointsman.supernet.supernet import plain_module
 
 
 def units_at(width: float, units: int) -> int:
@@ -29,13 +33,22 @@ def units_at(width: float, units: int) -> int:
 
 
 class _Prefix(nn.Module, ABC):
-    """What the elastic layers share: the width in force and which of their sides it cuts."""
+    """What the elastic layers share: the dial of the width, and which of their sides it cuts."""
 
     def __init__(self, elastic_in: bool, elastic_out: bool) -> None:
         super().__init__()
         self.elastic_in = elastic_in
         self.elastic_out = elastic_out
-        self.width = 1.0
+        self.dial: Dial | None = None  # a layer that is in no nested network is whole
+
+    @property
+    def width(self) -> float:
+        """The share in force."""
+        return 1.0 if self.dial is None else float(self.dial.value)
+
+    def dials(self) -> tuple[Dial, ...]:
+        """The width, shared by all layers of a nested network."""
+        return () if self.dial is None else (self.dial,)
 
     def _in(self, units: int) -> int:
         return units_at(self.width, units) if self.elastic_in else units
@@ -202,11 +215,11 @@ class Nested(nn.Module):
 
     Args:
         body: a module that holds elastic layers (`PrefixLinear`, ...), or an ordinary module, whose
-            layers are then made elastic by `make_elastic`.
+            layers are then made elastic by `prefix_layers`.
         widths: shares in (0, 1], each one sub-network; 1 is the whole network and must be there.
 
     Raises:
-        InputError: a width outside (0, 1], 1 missing, a body that `make_elastic` refuses, or batch
+        InputError: a width outside (0, 1], 1 missing, a body that `prefix_layers` refuses, or batch
             normalisation without one of the widths.
     """
 
@@ -218,8 +231,11 @@ class Nested(nn.Module):
         if 1.0 not in self.widths:
             raise InputError(f"the whole network, width 1.0, must be a width, got {tuple(widths)}")
         if not any(isinstance(layer, _Prefix) for layer in body.modules()):
-            body = make_elastic(body, self.widths)
+            body = prefix_layers(body, self.widths)
+        self.dial = Dial(Choice("width", self.widths))
         for layer in body.modules():
+            if isinstance(layer, _Prefix):
+                layer.dial = self.dial
             if isinstance(layer, PrefixBatchNorm2d) and not set(self.widths) <= set(layer.widths):
                 raise InputError(
                     "a batch normalisation keeps statistics for every width of its network, "
@@ -239,9 +255,7 @@ class Nested(nn.Module):
     def _set(self, width: float) -> None:
         if width not in self.widths:
             raise InputError(f"this network has the widths {self.widths}, got {width}")
-        for layer in self.body.modules():
-            if isinstance(layer, _Prefix):
-                layer.width = width
+        self.dial.index = self.widths.index(width)
 
     def extract(self, width: float) -> nn.Module:
         """The sub-network of this width as an ordinary module with weights of its own.
@@ -251,15 +265,10 @@ class Nested(nn.Module):
         """
         self._set(width)
         with torch.no_grad():
-            return _map_layers(
-                copy.deepcopy(self.body),
-                lambda layer: (
-                    layer.plain().train(layer.training) if isinstance(layer, _Prefix) else None
-                ),
-            )
+            return plain_module(copy.deepcopy(self).body)
 
 
-def make_elastic(module: nn.Module, widths: Sequence[float] = (1.0,)) -> nn.Module:
+def prefix_layers(module: nn.Module, widths: Sequence[float] = (1.0,)) -> nn.Module:
     """A copy of a module whose linear, convolution and normalisation layers are elastic.
 
     All hidden sizes scale together. The first weighted layer keeps its inputs and the last one its

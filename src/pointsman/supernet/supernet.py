@@ -58,13 +58,13 @@ class Supernet(nn.Module):
         alone = copy.deepcopy(self)
         alone.use(genotype)
         with torch.no_grad():
-            return _plain(alone.body)
+            return plain_module(alone.body)
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """The module with every elastic one in it replaced, outer ones first."""
+def plain_module(module: nn.Module) -> nn.Module:
+    """The module itself with every elastic one in it replaced, outer ones first: for a copy."""
     while isinstance(module, Elastic):
         module = module.plain().train(module.training)
     for name, child in list(module.named_children()):
-        setattr(module, name, _plain(child))
+        setattr(module, name, plain_module(child))
     return module

@@ -235,6 +235,7 @@ def test_killed_half_way_it_loses_nothing_and_repeats_nothing(tmp_path: Path) ->
     counts = Counter(log.read_text().splitlines())
     assert len(counts) == 16
     assert all(count == 1 for name, count in counts.items() if name in kept)
+    assert not (tmp_path / "study.db.workers").exists()
 
 
 def test_two_processes_share_a_study_and_come_to_the_history_of_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from pointsman.errors import InputError
 from pointsman.supernet.elastic.one_of import OneOf
+from pointsman.supernet.recalibration import recalibrate
 from pointsman.supernet.supernet import Supernet
 from pointsman.supernet.training import (
     FairPaths,
@@ -19,7 +20,6 @@ from pointsman.supernet.training import (
     ranking,
     train_supernet,
 )
-from pointsman.supernet.training.inherited import gather_statistics
 
 
 class Broken(nn.Module):
@@ -159,7 +159,7 @@ def test_statistics_are_gathered_for_each_subnet_and_put_back() -> None:
     value = quality((0,))
     assert_close(net.body[1].running_mean, before, rtol=0, atol=0)
     net.use((0,))
-    gather_statistics(net, [x[:30], x[30:]])
+    recalibrate(net, [x[:30], x[30:]])
     assert_close(net.body[1].running_mean, net.body[0](x).mean(dim=0), rtol=1e-4, atol=1e-5)
     assert value == float((net(x).argmax(dim=1) == y).float().mean())
     assert net.body[1].momentum == 0.1

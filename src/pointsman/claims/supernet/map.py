@@ -166,4 +166,7 @@ CLAIM = Claim(
         "MAP": "MAP: share of hypervolume",
         "random": "as many at random: share of hypervolume",
     },
+    note="Fine-tuning on half of the labels makes large task vectors, along which accuracies fall "
+    "from near 1 to near 0: the quadratic form that rests on small ones explains little more than "
+    "half. The front is still closer to the grid's than that of as many merges at random.",
 )

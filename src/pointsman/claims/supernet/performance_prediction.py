@@ -197,4 +197,8 @@ CLAIM = Claim(
         "epochs": "stopped run: share of epochs",
         "regret": "stopped run: regret",
     },
+    note="Early stopping does what is claimed: less than half of the epochs, and the best "
+    "configuration is kept with every seed. Prediction explains three quarters of what the last "
+    "value leaves open, but that value is a good guess here (R² about 0.66), so the margin of 0.3 "
+    "that was set beforehand is missed by 0.05.",
 )

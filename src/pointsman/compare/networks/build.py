@@ -9,22 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pointsman.compare.networks import features, images, skips, text
+from pointsman.compare.networks import features, images, nested, skips, text
 from pointsman.cost import count_flops
 from pointsman.depth import EarlyExit
 from pointsman.depth.layers.network import SkipNetwork
 from pointsman.errors import PolicyError
 from pointsman.moe import Routing
 from pointsman.run import Stage
-from pointsman.supernet import Nested
+from pointsman.supernet.supernet import Supernet
 
 Spec = Mapping[str, Any]
 
 # Forms with a number that says how much of the network an input runs.
 ROUTED = ("routed", "fine", "relu")
 BALANCE_WEIGHT = 0.01
-# How often the whole network is the one that a nested training step draws.
-WHOLE_SHARE = 0.4
 
 
 def build(spec: Spec) -> nn.Module:
@@ -62,11 +60,9 @@ def stages_of(spec: Spec, module: nn.Module) -> list[tuple[str, Stage]]:
     if isinstance(module, EarlyExit):
         names = [f"exit {at + 1}" for at in range(len(module.exits))]
         return list(zip(names, module.stages(), strict=True))
-    if isinstance(module, Nested):
-        return [
-            (f"width {100 * width:g}%", Stage(partial(module, width=width)))
-            for width in module.widths
-        ]
+    if isinstance(module, nested.Subnets):
+        stages = [Stage(network) for network in module.networks]
+        return list(zip(module.names, stages, strict=True))
     if isinstance(module, SkipNetwork):
         return skips.stages(module, example_of(spec))
     if spec["form"] in ROUTED:
@@ -92,15 +88,16 @@ def loss_of(
 ) -> Tensor:
     """Training loss of one batch, by the form of the network.
 
-    Exits: the mean over all exits. Skips: blocks left out at random. Nested: one drawn width a step
-    (SortedNet), the whole network more often than the others. Routed: a drawn number of experts (a
-    drawn share, for ReLU), plus the balancing loss.
+    Exits: the mean over all exits. Skips: blocks left out at random. Nested: one drawn subnet a
+    step, the whole network more often than others. Routed: a drawn number of experts (a drawn
+    share, for ReLU), plus the balancing loss.
     """
     form = spec["form"]
     if form == "exits":
         return torch.stack([_cross_entropy(logits, y) for logits in module(x)]).mean()
-    if form == "nested":
-        return _cross_entropy(module(x, width=draw_width(spec["widths"], generator)), y)
+    if isinstance(module, Supernet):
+        module.use(nested.draw(module.space, generator))
+        return _cross_entropy(module(x), y)
     if form in ROUTED:
         used = spec["used"]
         logits, found = module(x, k=used[_draw(len(used), generator)])
@@ -122,21 +119,11 @@ def _balance(module: nn.Module, routings: list[Routing]) -> Tensor:
     return torch.stack([routing.loss for routing in routings]).sum()
 
 
-def draw_width(widths: list[float], generator: torch.Generator) -> float:
-    """A width for one training step: the whole, or one of the others with equal chances."""
-    narrow = [width for width in widths if width < 1]
-    if not narrow or float(torch.rand(1, generator=generator)) < WHOLE_SHARE:
-        return 1.0
-    return narrow[_draw(len(narrow), generator)]
-
-
 def training_flops(spec: Spec) -> float:
     """FLOPs of one example's forward and backward pass: three times the mean forward pass."""
     module, example = build(spec), example_of(spec)
-    if spec["form"] == "nested":
-        widths = {w: float(count_flops(partial(module, width=w), example)) for w in spec["widths"]}
-        narrow = [flops for width, flops in widths.items() if width < 1]
-        mean = WHOLE_SHARE * widths[1.0] + (1 - WHOLE_SHARE) * fmean(narrow)
+    if isinstance(module, Supernet):
+        mean = nested.mean_flops(module, example)
     elif spec["form"] in ROUTED:
         # With ReLU, new weights take about half of the experts, more than a trained layer does: so
         # such a network owes no part of its lead to training.
@@ -156,6 +143,10 @@ def _draw(count: int, generator: torch.Generator) -> int:
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     loss: Tensor = functional.cross_entropy(logits.flatten(0, -2), y.flatten())
     return loss
+
+
+def _nested(spec: Spec) -> nn.Module:
+    return nested.build(spec, example_of(spec))
 
 
 def _features_exits(spec: Spec) -> nn.Module:
@@ -200,22 +191,20 @@ def _text_exits(spec: Spec) -> nn.Module:
 _MAKERS: dict[tuple[str, str], Callable[[Spec], nn.Module]] = {
     ("features", "dense"): lambda s: features.mlp(s["inputs"], s["classes"], s["hidden"]),
     ("features", "exits"): _features_exits,
-    ("features", "nested"): lambda s: Nested(
-        features.mlp(s["inputs"], s["classes"], s["hidden"]), s["widths"]
-    ),
+    ("features", "nested"): _nested,
     ("features", "routed"): lambda s: features.RoutedMLP(
         s["inputs"], s["classes"], width=s["width"], hidden=s["hidden"], experts=s["experts"]
     ),
     ("images", "dense"): _convnet,
     ("images", "exits"): _images_exits,
-    ("images", "nested"): lambda s: Nested(_convnet(s), s["widths"]),
+    ("images", "nested"): _nested,
     ("images", "routed"): _images_routed,
     ("text", "dense"): _transformer,
     ("features", "skips"): skips.build,
     ("images", "skips"): skips.build,
     ("text", "skips"): skips.build,
     ("text", "exits"): _text_exits,
-    ("text", "nested"): lambda s: Nested(_transformer(s), s["widths"]),
+    ("text", "nested"): _nested,
     ("text", "routed"): _transformer,
     ("text", "fine"): _transformer,
     ("text", "relu"): _transformer,

@@ -1,4 +1,4 @@
-"""Small causal byte-level transformers: plain, nested and routed feed-forwards.
+"""Small causal byte-level transformers: plain and routed feed-forwards.
 
 Three systems route: top-k of a few experts with a balancing loss; top-k of many small ones beside a
 shared one, balanced by a bias (DeepSeek-V3's way); and the same experts under ReLU routing, where a
@@ -19,7 +19,6 @@ from pointsman.moe.balance import AdaptiveL1, BiasedTopK, switch
 from pointsman.moe.layer import Select
 from pointsman.route import Route
 from pointsman.select import guarantees, relu, top_k
-from pointsman.supernet import PrefixLinear
 
 # (width, layers) of the ladder, from small to large.
 LADDER = ((32, 1), (48, 2), (64, 3), (96, 4))
@@ -61,14 +60,6 @@ class Attention(nn.Module):
 def dense_feed_forward(width: int) -> nn.Module:
     """The usual feed-forward, four times as wide inside."""
     return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-
-def nested_feed_forward(width: int) -> nn.Module:
-    """A feed-forward whose inner width is elastic (MatFormer: Devvrit 2023, arXiv 2310.07707)."""
-    up, down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-    return nn.Sequential(
-        PrefixLinear(up, elastic_in=False), nn.GELU(), PrefixLinear(down, elastic_out=False)
-    )
 
 
 def routed_feed_forward(width: int, experts: int) -> MoE:
@@ -163,7 +154,6 @@ class Transformer(nn.Module):
         super().__init__()
         makers: dict[str, Callable[[int], nn.Module]] = {
             "dense": dense_feed_forward,
-            "nested": nested_feed_forward,
             "routed": partial(routed_feed_forward, experts=experts),
             "fine": partial(fine_feed_forward, experts=experts),
             "relu": partial(relu_feed_forward, experts=experts),

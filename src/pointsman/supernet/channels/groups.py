@@ -172,13 +172,14 @@ def _lengths(model: nn.Module, ledger: Ledger) -> dict[tuple[str, str], Counter[
 
 def _name(model: nn.Module, slices: tuple[Slice, ...], taken: Mapping[str, Any]) -> str:
     """Of the module whose outputs the units are."""
-    makers = [part.name for part in slices if _makes(model, part)] or [slices[0].name]
+    makers = [part.name for part in slices if makes(model, part)] or [slices[0].name]
     name = makers[0].rpartition(".")[0] or makers[0]
     again = sum(other.split("#")[0] == name for other in taken)
     return f"{name}#{again + 1}" if again else name
 
 
-def _makes(model: nn.Module, part: Slice) -> bool:
+def makes(model: nn.Module, part: Slice) -> bool:
+    """Whether a slice is on the side that makes its units, not in a layer that takes them."""
     module = model.get_submodule(part.name.rpartition(".")[0])
     weight = part.name.endswith("weight")
     if isinstance(module, nn.Embedding) or (weight and type(module).__name__ == "Conv1D"):

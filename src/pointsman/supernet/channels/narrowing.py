@@ -45,13 +45,15 @@ def narrow(model: nn.Module, kept: Kept, example: Any = None) -> nn.Module:
             removed[part.name, part.dim].append(part.rows_UR[units].reshape(-1))
         for length in group.lengths:
             _shrink(small.get_submodule(length.module), length.attribute, length.each * len(units))
+    touched: set[nn.Module] = set()
     for (name, dim), rows in removed.items():
         size = _tensor(small, name).shape[dim]
         stay = torch.ones(size, dtype=torch.bool)
         stay[torch.cat(rows)] = False
-        _replace(small, name, _tensor(small, name).index_select(dim, stay.nonzero().flatten()))
-    for module_name in {name.rpartition(".")[0] for name, _ in removed}:
-        _adjust(small.get_submodule(module_name))
+        taken = _tensor(small, name).index_select(dim, stay.nonzero().flatten())
+        touched.update(_replace(small, name, taken))
+    for module in touched:
+        _adjust(module)
     if example is not None:
         _check(model, small, kept, example)
     return small
@@ -119,8 +121,9 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _replace(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor in the place of another, wherever it is shared."""
+def _replace(model: nn.Module, name: str, value: Tensor) -> list[nn.Module]:
+    """Put a tensor in the place of another, wherever it is shared; gives the modules it is in."""
+    touched = []
     old = _tensor(model, name)
     new = value.detach()
     if isinstance(old, nn.Parameter):
@@ -131,6 +134,8 @@ def _replace(model: nn.Module, name: str, value: Tensor) -> None:
             for own, tensor in place.items():
                 if tensor is old:
                     place[own] = new
+                    touched.append(module)
+    return touched
 
 
 def _shrink(module: nn.Module, attribute: str, by: int) -> None:

@@ -37,12 +37,16 @@ class Declaration(Protocol):
 
 
 def counts_of(
-    size: int, shares: Sequence[float] | None, counts: Sequence[int] | None, multiple: int = 1
+    size: int,
+    shares: Sequence[float] | None,
+    counts: Sequence[int] | None,
+    multiple: int = 1,
+    least: int = 1,
 ) -> tuple[int, ...]:
     """How many units each option keeps, rising, each once; a share keeps at least one multiple.
 
     Raises:
-        InputError: neither or both given, a share outside (0, 1], or a count outside 1 to size.
+        InputError: neither or both given, a share outside (0, 1], or a count outside least to size.
     """
     if (shares is None) == (counts is None):
         raise InputError("an elastic size has shares or counts, one of the two")
@@ -52,8 +56,8 @@ def counts_of(
         steps = (max(1, ceil(share * size / multiple - 1e-9)) for share in shares)
         return tuple(sorted({min(size, step * multiple) for step in steps}))
     assert counts is not None
-    if not counts or not all(0 < count <= size for count in counts):
-        raise InputError(f"counts lie between 1 and {size}, got {list(counts)}")
+    if not counts or not all(least <= count <= size for count in counts):
+        raise InputError(f"counts lie between {least} and {size}, got {list(counts)}")
     return tuple(sorted(set(counts)))
 
 
@@ -79,7 +83,7 @@ class Depth:
         found = _stacks(plan, self.blocks)
         for name, container in found:
             size = len(list(container.children()))
-            counts = counts_of(size, None, self.counts or range(1, size + 1))
+            counts = counts_of(size, None, self.counts or range(1, size + 1), least=0)
             order = list(range(size)) if self.order is None else list(self.order)
             if sorted(order) != list(range(size)):
                 raise InputError(
@@ -122,13 +126,14 @@ def _stacks(plan: Plan, pattern: str | None) -> list[tuple[str, nn.Module]]:
     if pattern is None:
         return [longest_stack(plan.model)]
     found = matching(plan.model, pattern)
-    for name, module in found:
-        if not isinstance(module, nn.ModuleList | nn.Sequential):
-            raise InputError(
-                "depth is elastic in an nn.ModuleList or nn.Sequential, got "
-                f"{type(module).__name__} at {name!r}"
-            )
-    return found
+    stacks = [(name, m) for name, m in found if isinstance(m, nn.ModuleList | nn.Sequential)]
+    if not stacks:
+        name, module = found[0]
+        raise InputError(
+            "depth is elastic in an nn.ModuleList or nn.Sequential, got "
+            f"{type(module).__name__} at {name!r}"
+        )
+    return stacks
 
 
 def counted_blocks(model: nn.Module, name: str, size: int) -> tuple[tuple[Any, str], ...]:

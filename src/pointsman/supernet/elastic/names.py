@@ -18,7 +18,7 @@ def matching(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
         InputError: nothing matches.
     """
     regex = re.escape(pattern).replace(r"\*\*\.", r"(?:.*\.)?").replace(r"\*\*", ".*")
-    expression = re.compile(regex.replace(r"\*", r"[^.]*"))
+    expression = re.compile(regex.replace(r"\*", r"[^.]+"))
     found = [(name, m) for name, m in model.named_modules() if expression.fullmatch(name)]
     if not found:
         names = [name for name, _ in model.named_modules() if name]

@@ -215,7 +215,11 @@ def _cut_runs(
 ) -> None:
     """Cut a dimension that holds an equal run of rows of each unit."""
     value = layer._parameters.get(tensor, layer._buffers.get(tensor))
-    assert value is not None
+    if value is None:
+        raise InputError(
+            f"a width is taken by layers with weights, got {type(layer).__name__} at {name!r}: name "
+            "the layers themselves"
+        )
     rows = value.shape[dim]
     if rows % units:
         raise InputError(

@@ -274,14 +274,34 @@ def _without(layer: nn.Module, run: _Run, pieces: list[_Called], hidden: Tensor)
 
 
 def _kind(layer: nn.Module, run: _Run, groups: list[_Group], group: _Group) -> Kind:
-    """Whether what is added to the other tokens changes with the first."""
+    """Whether anything inside, at the other tokens, changes with the first token."""
     others = [p for other in groups if other is not group for p in other.pieces]
     hidden = _tensor_in((*run.inputs, *run.options.values()))
     moved = hidden.clone()
     moved[:, 0] = moved[:, 0].roll(1, dims=-1) + 1
-    before = _without(layer, run, others, hidden)[:, 1:]
-    after = _without(layer, run, others, moved)[:, 1:]
-    return "feed-forward" if torch.allclose(before, after, rtol=1e-5, atol=1e-7) else "attention"
+
+    def inside(state: Tensor) -> list[Tensor]:
+        """What its modules read at all tokens but the first, and what the layer gives there."""
+        seen: list[Tensor] = []
+
+        def note(module: nn.Module, inputs: Any, options: Any) -> None:
+            read = _tensor_in((*inputs, *options.values()))
+            if read.numel() % (state.shape[0] * state.shape[1]) == 0:
+                seen.append(read.reshape(*state.shape[:2], -1)[:, 1:])
+
+        inner = [m for piece in group.pieces for m in piece.module.modules()]
+        leaves = [module for module in inner if not any(True for _ in module.children())]
+        handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in leaves]
+        try:
+            seen.append(_without(layer, run, others, state)[:, 1:])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+    pairs = zip(inside(hidden), inside(moved), strict=True)
+    alike = all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)
+    return "feed-forward" if alike else "attention"
 
 
 def _sublayer(prefix: str, at: int, kind: Kind, group: _Group) -> Sublayer:

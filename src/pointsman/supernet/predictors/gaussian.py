@@ -86,8 +86,12 @@ class GaussianProcess:
 
     def kernel(self, x_ND: Array, c_N1: Array, x_MD: Array, c_M1: Array) -> Array:
         """(N, M) shared part of the covariance, 1 at equal coordinates."""
-        apart = _distances(x_ND, x_MD) / self.length_
-        return np.asarray(np.exp(-apart - _distances(c_N1, c_M1) / self.cost_length_))
+        apart_NM = _distances(self._scaled(x_ND, c_N1), self._scaled(x_MD, c_M1))
+        np.negative(apart_NM, out=apart_NM)
+        return np.asarray(np.exp(apart_NM, out=apart_NM))
+
+    def _scaled(self, x_ND: Array, c_N1: Array) -> Array:
+        return np.concatenate([x_ND / self.length_, c_N1 / self.cost_length_], 1)
 
     def fit(self, x_ND: Array, c_N1: Array, y_N: Array) -> Self:
         """Condition on observations, with the lengths and the nugget as they are."""

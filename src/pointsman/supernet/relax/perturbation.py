@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pointsman.supernet.relax.gates import softmax_gate
 from pointsman.supernet.relax.relaxation import Relaxation, release, set_mixtures
 from pointsman.supernet.space import Genotype, Option
 from pointsman.supernet.supernet import Supernet
@@ -33,7 +34,8 @@ def select_by_perturbation(
     Args:
         supernet: trained with mixtures; `tune` may change its weights. Mixtures end with the
             search.
-        relaxation: of it, whose logits are read and left as they are.
+        relaxation: of it, whose logits are read and left as they are; the mixture is their
+            softmax, whatever its gate.
         score: of the supernet with what is in force, higher is better: on all of a held-out part,
             since on one batch it would be noise.
         tune: trains the supernet a little after each decision, with what is in force.
@@ -43,7 +45,7 @@ def select_by_perturbation(
         The genotype decided on.
     """
     with torch.no_grad():
-        relaxation.mix(supernet)
+        relaxation.mix(supernet, gate=softmax_gate)
     names = {choice.name for choice in relaxation.choices}
     mixtures: dict[str, Tensor] = {
         dial.choice.name: dial.mixture.clone()

@@ -71,6 +71,7 @@ class History:
         self.space, self.store = space, str(store)
         facts = {"space": space.digest, "unit": unit, **(about or {})}
         with opened(store) as (storage, presence):
+            self._storage = storage
             self.study = _study(storage, name, unit, facts, space, self.store)
             self._claims = _Claims(storage.engine, presence, self.study.study_name)
         self._began: dict[Genotype, datetime] = {}
@@ -125,7 +126,7 @@ class History:
         """Give unfinished claims back and leave the study."""
         self._give_back()
         self._claims.close()
-        self.study._storage.remove_session()
+        self._storage.remove_session()
 
     def __enter__(self) -> Self:
         return self

@@ -147,7 +147,12 @@ def population_based_training(
             member.quality = judge(member.state)
         if turn < rounds - 1:
             _renew(members, exploit, explore, ranges, turn + 1, rng)
-    return sorted(members, key=lambda member: -member.quality)
+    return sorted(members, key=lambda member: _rank(member.quality), reverse=True)
+
+
+def _rank(quality: float) -> float:
+    """A member that diverged comes last."""
+    return -np.inf if np.isnan(quality) else quality
 
 
 def _renew(
@@ -158,7 +163,7 @@ def _renew(
     turn: int,
     rng: np.random.Generator,
 ) -> None:
-    chosen = exploit([np.nan_to_num(m.quality, nan=-np.inf) for m in members], rng)
+    chosen = exploit([_rank(member.quality) for member in members], rng)
     kept = list(members)
     for at, other in enumerate(chosen):
         if other == at:

@@ -109,6 +109,7 @@ class ByPruner:
         finally:
             optuna.logging.set_verbosity(before)
         self._running: dict[Genotype, Trial] = {}
+        self._stopped = False  # at the last look
 
     def stops(self, genotype: Genotype, curve: Sequence[float]) -> bool:
         """As the pruner says."""
@@ -116,7 +117,8 @@ class ByPruner:
             self._running[genotype] = self.study.ask()
         trial = self._running[genotype]
         trial.report(curve[-1], len(curve) - 1)
-        return trial.should_prune()
+        self._stopped = trial.should_prune()
+        return self._stopped
 
     def learn(self, evaluation: Evaluation) -> None:
         """Tell the pruner's study, with the whole curve if it was not seen step by step."""
@@ -128,8 +130,11 @@ class ByPruner:
         trial = self._running.pop(evaluation.genotype, None) or self.study.ask()
         if evaluation.failed:
             self.study.tell(trial, state=TrialState.FAIL)
+        elif self._stopped:
+            self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, evaluation.quality)
+        self._stopped = False
 
 
 class CurveRegression:
@@ -173,7 +178,7 @@ class CurveRegression:
             )
         x, parts = (
             described(curves_NK, features_NF),
-            KFold(self.folds, shuffle=True, random_state=0),
+            KFold(self.folds, shuffle=True, random_state=self.seed),
         )
         machine = TransformedTargetRegressor(
             make_pipeline(StandardScaler(), NuSVR()), transformer=StandardScaler()

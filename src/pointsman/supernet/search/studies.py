@@ -53,10 +53,13 @@ class FilePresence:
         return FileLock(self.folder / f"{owner}.lock", timeout=0)
 
     def enter(self, owner: int) -> None:
-        """Lock a file of that name."""
+        """Lock a file of that name; called while no other process enters."""
         self.folder.mkdir(exist_ok=True)
         self._own = self._lock(owner)
         self._own.acquire()
+        for path in self.folder.glob("*.lock"):
+            if path.stem != str(owner):
+                self.alive(int(path.stem))  # removes what a killed process left
 
     def alive(self, owner: int) -> bool:
         """Whether its file is locked."""

@@ -4,7 +4,8 @@
 
 Paths: `UniformPaths`, `FairPaths`, `SandwichPaths`, `SortedPaths`, `ImportancePaths`, `LevelPaths`,
 `BalancedPaths`. Batches: `RandomBatches`, `LoaderBatches`, `ImportanceBatches`. Several sets of
-weights: `several_weights`, `split_weights` where `best_split` says, `WeightExperts`.
+weights: `several_weights`, `split_weights` where `best_split` says, `WeightExperts`. Afterwards
+`InheritedQuality` judges a path for any search, such as `path_evolution`.
 """
 
 from pointsman.supernet.training.balanced import BalancedPaths
@@ -13,6 +14,7 @@ from pointsman.supernet.training.importance import ImportanceBatches, Importance
 from pointsman.supernet.training.inherited import InheritedQuality, ranking, share_right
 from pointsman.supernet.training.levels import LevelPaths
 from pointsman.supernet.training.loop import cross_entropy, soft_cross_entropy, train_supernet
+from pointsman.supernet.training.path_evolution import path_evolution
 from pointsman.supernet.training.paths import (
     FairPaths,
     Path,
@@ -48,6 +50,7 @@ __all__ = [
     "cross_entropy",
     "disagreement",
     "largest_cut",
+    "path_evolution",
     "ranking",
     "several_weights",
     "share_right",

@@ -15,7 +15,7 @@ Legend: N inputs of a batch, C classes or tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pointsman.errors import InputError
 from pointsman.modules import evaluating
+from pointsman.supernet.space import Space
 from pointsman.supernet.supernet import Supernet
 from pointsman.supernet.training.batches import Batch, Batches
 from pointsman.supernet.training.loop import (
@@ -41,14 +42,18 @@ class LargestFirst:
     Args:
         paths: of the subnets.
         space: of the supernet; its last options are the whole network.
+        begin: called at each draw, before any path is trained.
     """
 
-    def __init__(self, paths: Paths, space: Any) -> None:
-        self.paths = paths
+    def __init__(
+        self, paths: Paths, space: Space, begin: Callable[[], None] = lambda: None
+    ) -> None:
+        self.paths, self.begin = paths, begin
         self.largest = Path(space.canonical([len(c.options) - 1 for c in space.choices]))
 
     def draw(self, done: float) -> Sequence[Path]:
         """The largest path and those drawn."""
+        self.begin()
         return [self.largest, *self.paths.draw(done)]
 
     def learn(self, supernet: Supernet, paths: Sequence[Path], losses: Sequence[float]) -> None:
@@ -83,19 +88,19 @@ class TaughtBatches:
         batch = self.batches.draw(done)
         with evaluating(self.teacher), torch.no_grad():
             answer = self.logits(self.teacher(batch.x))
-        return Batch(batch.x, Taught(batch.y, answer), batch.rows, batch.weight)
+        return replace(batch, y=Taught(batch.y, answer))
 
     def learn(self, batch: Batch, outputs: Any) -> None:
         """Told of the batch as it was drawn."""
         assert isinstance(batch.y, Taught)
-        self.batches.learn(Batch(batch.x, batch.y.y, batch.rows, batch.weight), outputs)
+        self.batches.learn(replace(batch, y=batch.y.y), outputs)
 
 
 class DistillationLoss:
     """The task's loss for the first path of an update; for the others a mixture with distillation.
 
     Where targets come `Taught`, the teacher's logits are used, else those of the first path, which
-    is the whole network. The first path of an update is known by its targets being new.
+    is the whole network. `begin` says that an update begins.
 
     Args:
         task: of the outputs' logits and the targets, each example's.
@@ -116,19 +121,20 @@ class DistillationLoss:
         if not 0 <= share <= 1:
             raise InputError(f"the share of the distillation lies in [0, 1], got {share}")
         self.task, self.share, self.logits = task, share, logits
-        self._targets: Any = None
         self._teacher: Tensor | None = None
+
+    def begin(self) -> None:
+        """The next call is for the first path of an update."""
+        self._teacher = None
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Loss of each example, or of each token."""
         logits = self.logits(outputs)
         y = targets.y if isinstance(targets, Taught) else targets
         losses = self.task(logits, y)
-        if targets is not self._targets:
-            self._targets = targets
+        if self._teacher is None:
             self._teacher = targets.teacher if isinstance(targets, Taught) else logits.detach()
             return losses
-        assert self._teacher is not None
         taught = soft_cross_entropy(logits, self._teacher)
         return (1 - self.share) * losses + self.share * taught.view_as(losses)
 
@@ -174,14 +180,14 @@ def finetune_elastic(
     Raises:
         InputError: as for `train_supernet`, or a share outside [0, 1].
     """
+    loss = DistillationLoss(task, share=share, logits=logits)
+    drawn = paths or UniformPaths(supernet.space, seed=seed, count=subnets)
     return train_supernet(
         supernet,
         batches if teacher is None else TaughtBatches(batches, teacher, logits),
-        LargestFirst(
-            paths or UniformPaths(supernet.space, seed=seed, count=subnets), supernet.space
-        ),
+        LargestFirst(drawn, supernet.space, loss.begin),
         updates=updates,
-        loss=DistillationLoss(task, share=share, logits=logits),
+        loss=loss,
         optimiser=optimiser,
         rate=rate,
         decay=decay,

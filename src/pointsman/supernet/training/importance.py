@@ -157,7 +157,8 @@ class ImportanceBatches:
         )
         weight_N = None
         if self.reweight:
-            weight_N = (1 / (len(self.probabilities) * self.probabilities[rows_N])).float()
+            chance_N = self.probabilities[rows_N] * len(self.probabilities)
+            weight_N = chance_N.reciprocal().float().to(self.examples.x.device)
         return self.examples.take(rows_N, weight_N)
 
     def _revise(self, tau: float) -> None:

@@ -3,16 +3,20 @@
 Legend: N inputs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pointsman.modules import evaluating
+from pointsman.supernet import recalibration
 from pointsman.supernet.scores.agreement import Agreement, rank_agreement
 from pointsman.supernet.space import Genotype
 from pointsman.supernet.supernet import Supernet
+
+gather_statistics = recalibration.recalibrate
 
 
 def share_right(outputs: Tensor, targets: Tensor) -> float:
@@ -32,7 +36,7 @@ class InheritedQuality:
         measure: outputs and targets to a number, higher is better.
         recalibrate: batches of training inputs from which statistics of batch normalisation are
             gathered anew for each subnet; without any, subnets are judged with the mixture that
-            training left, and their order means little (Guo et al. 2019, arXiv 1904.00420).
+            training left, and their order may mean little (Guo et al. 2019, arXiv 1904.00420).
     """
 
     def __init__(
@@ -51,36 +55,17 @@ class InheritedQuality:
     def __call__(self, genotype: Genotype) -> float:
         """Of this subnet; running statistics are put back afterwards."""
         self.supernet.use(genotype)
-        norms = [m for m in self.supernet.modules() if isinstance(m, NORMS)]
+        norms = [m for m in self.supernet.modules() if isinstance(m, _BatchNorm)]
         kept = [{k: v.clone() for k, v in norm.named_buffers()} for norm in norms]
-        if self.recalibrate:
-            gather_statistics(self.supernet, self.recalibrate)
         try:
+            if self.recalibrate:
+                recalibration.recalibrate(self.supernet, self.recalibrate)
             with evaluating(self.supernet):
                 return self.measure(self.supernet(self.x), self.y)
         finally:
             for norm, buffers in zip(norms, kept, strict=True):
                 for name, values in buffers.items():
                     norm.get_buffer(name).copy_(values)
-
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-@torch.no_grad()
-def gather_statistics(network: nn.Module, batches: Sequence[Any]) -> None:
-    """Running statistics of batch normalisation as the plain mean over these batches."""
-    norms = [module for module in network.modules() if isinstance(module, NORMS)]
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(network):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative mean
-            norm.train()
-        for x in batches if norms else ():
-            network(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def ranking(

@@ -33,6 +33,7 @@ FIRST = 20  # genotypes before there is a model
 STRATA = 10  # times as many drawn, from which the first are taken evenly over costs
 SHORTLIST = 500  # candidates that are followed from one answer to the next
 GROWTH = 1.3  # of the number of evaluations between two looks at all candidates
+PARENTS = 50  # of the last shortlist, beside the front
 POOL = 2000  # candidates of a space that is too large to list
 MARGIN = 0.1  # of the reference point, beyond the dearest candidate
 
@@ -58,7 +59,8 @@ def front_search(problem: Problem, seed: int, *, first: int = FIRST, batch: int 
         genotypes = candidates.look(known)
         if not genotypes:
             return
-        x, c, y = candidates.observed(known)
+        x, c, _ = candidates.points([each.genotype for each in known])
+        y = np.array(_qualities(known, _worst(known)))
         if len(known) >= 2 * chosen_at:
             process.choose(x, c, y)
             chosen_at = len(known)
@@ -70,7 +72,7 @@ def front_search(problem: Problem, seed: int, *, first: int = FIRST, batch: int 
                 break
             answers = yield asked
             known += answers
-            turn.answer(answers)
+            turn.answer(answers, known)
 
 
 class _Candidates:
@@ -82,34 +84,34 @@ class _Candidates:
         self.last: list[Genotype] = []
         self._costs: dict[Genotype, float] = {}
         if problem.space.count() <= LISTED:
-            every = [g for g in problem.space.enumerate() if self._affordable(g)]
-            self.listed = every
-            self.limits = self._limits(every)
+            self.listed = [g for g in problem.space.enumerate() if self._affordable(g)]
+            self._set_limits(self.listed)
+            self._place = {genotype: at for at, genotype in enumerate(self.listed)}
+            self._points = self._computed(self.listed)
 
     def _affordable(self, genotype: Genotype) -> bool:
         budget = self.problem.budget
-        return budget is None or self.cost(genotype) <= budget
+        return budget is None or self._cost(genotype) <= budget
 
-    def cost(self, genotype: Genotype) -> float:
+    def _cost(self, genotype: Genotype) -> float:
         """Counted once."""
         if genotype not in self._costs:
             self._costs[genotype] = float(self.problem.cost(genotype))
         return self._costs[genotype]
 
-    def _limits(self, genotypes: Sequence[Genotype]) -> tuple[float, float]:
-        costs = [self.cost(genotype) for genotype in genotypes]
-        return min(costs), max(costs)
+    def _set_limits(self, genotypes: Sequence[Genotype]) -> None:
+        costs = [self._cost(genotype) for genotype in genotypes]
+        self.limits = min(costs), max(costs)
 
     def spread_over_costs(self, count: int) -> list[Genotype]:
         """So many new genotypes, one by chance from each of as many parts of the range of costs."""
         drawing = self.drawing
-        if self.listed is None:
+        drawn = self.listed
+        if drawn is None:
             drawn = drawing.draw(count * STRATA)
             drawing.taken.clear()
-            self.limits = self._limits(drawn)
-        else:
-            drawn = self.listed
-        order = sorted(drawn, key=lambda g: (self.cost(g), g))
+            self._set_limits(drawn)
+        order = sorted(drawn, key=lambda g: (self._cost(g), g))
         parts = [part for part in np.array_split(np.arange(len(order)), count) if len(part)]
         found = [order[int(drawing.rng.choice(part))] for part in parts]
         found = [found[at] for at in drawing.rng.permutation(len(found))]
@@ -126,7 +128,7 @@ class _Candidates:
         parents = [each.genotype for each in front(known)]
         for parent in parents:
             found.update(dict.fromkeys(space.neighbours(parent)))
-        parents += self.last[:50]
+        parents += self.last[:PARENTS]
         for _ in range(POOL if parents else 0):
             one, other = (parents[rng.integers(len(parents))] for _ in range(2))
             found[space.mutate(space.cross(one, other, rng), rng)] = None
@@ -137,20 +139,22 @@ class _Candidates:
             taken.difference_update(new)
         return new
 
-    def points(self, genotypes: Sequence[Genotype]) -> tuple[Array, Array]:
-        """Coordinates (N, D) and logarithms of costs in shares of their range (N, 1)."""
+    def points(self, genotypes: Sequence[Genotype]) -> tuple[Array, Array, Array]:
+        """Coordinates (N, D), logarithms of costs in shares of their range (N, 1), costs (N,)."""
+        if self.listed is None:
+            return self._computed(genotypes)
+        rows = np.array([self._place[genotype] for genotype in genotypes])
+        x_ND, c_N1, costs_N = self._points
+        return x_ND[rows], c_N1[rows], costs_N[rows]
+
+    def _computed(self, genotypes: Sequence[Genotype]) -> tuple[Array, Array, Array]:
         x_ND = coordinates(self.problem.space, np.array(genotypes))
+        costs_N = np.array([self._cost(genotype) for genotype in genotypes])
         low, high = self.limits
-        costs = np.array([self.cost(genotype) for genotype in genotypes])
         tiny = max(high, 1e-300) * 1e-9  # costs may be 0
         scale = np.log(high + tiny) - np.log(low + tiny)
-        c_N = (np.log(np.maximum(costs, 0) + tiny) - np.log(low + tiny)) / (scale or 1.0)
-        return x_ND, c_N[:, None]
-
-    def observed(self, known: Sequence[Evaluation]) -> tuple[Array, Array, Array]:
-        """Coordinates, costs and qualities; a failure is as good as the worst that ran."""
-        x, c = self.points([each.genotype for each in known])
-        return x, c, np.array(_qualities(known, known))
+        c_N = (np.log(np.maximum(costs_N, 0) + tiny) - np.log(low + tiny)) / (scale or 1.0)
+        return x_ND, c_N[:, None], costs_N
 
 
 class _Turn:
@@ -163,49 +167,56 @@ class _Turn:
         genotypes: list[Genotype],
         known: Sequence[Evaluation],
     ) -> None:
-        self.candidates = candidates
-        whole = process.at(*candidates.points(genotypes))
-        self.costs = np.array([candidates.cost(genotype) for genotype in genotypes])
-        gain = self._gain(whole, known)
+        x_MD, c_M1, self.costs = candidates.points(genotypes)
+        low, high = candidates.limits
+        high = max(high, float(self.costs.max()))
+        self.dearest = high + MARGIN * ((high - low) or 1.0)
+        whole = process.at(x_MD, c_M1)
+        gain = self._gain(whole, front(known), _worst(known))
         best = np.argsort(-gain, kind="stable")[:SHORTLIST]
-        self.genotypes = [genotypes[at] for at in best]
-        candidates.last = self.genotypes
+        self.drawing = candidates.drawing
+        self.genotypes = candidates.last = [genotypes[at] for at in best]
         self.costs = self.costs[best]
         self.posterior = whole.only(best, room=len(best))
 
-    def _gain(self, posterior: Posterior, known: Sequence[Evaluation]) -> Array:
-        found = np.array([(each.cost, each.quality) for each in front(known)]).reshape(-1, 2)
-        low, high = self.candidates.limits
-        high = max(high, float(self.costs.max()))
-        cost = high + MARGIN * ((high - low) or 1.0)
-        worst = min((each.quality for each in known if not each.failed), default=0.0)
+    def _gain(self, posterior: Posterior, best: Sequence[Evaluation], worst: float) -> Array:
+        front_K2 = np.array([(each.cost, each.quality) for each in best]).reshape(-1, 2)
         return expected_gain(
-            posterior.mean, posterior.spread, self.costs, found, cost=cost, quality=worst
+            posterior.mean,
+            posterior.spread,
+            self.costs,
+            front_K2,
+            cost=self.dearest,
+            quality=worst,
         )
 
     def ask(self, batch: int, known: Sequence[Evaluation]) -> list[Genotype]:
         """The next genotypes; fewer if the shortlist ends."""
         asked: list[Genotype] = []
-        believed = list(known)
+        believed, worst = front(known), _worst(known)
         while len(asked) < batch and len(self.posterior.asked) < len(self.genotypes):
-            gain = self._gain(self.posterior, believed)
+            gain = self._gain(self.posterior, believed, worst)
             gain[self.posterior.asked] = -1
             at = int(gain.argmax())
             expected = float(self.posterior.mean[at])
-            believed.append(Evaluation(self.genotypes[at], expected, float(self.costs[at])))
+            genotype = self.genotypes[at]
+            believed = front([*believed, Evaluation(genotype, expected, float(self.costs[at]))])
             self.posterior.ask(at)
-            asked.append(self.genotypes[at])
-        self.candidates.drawing.take(asked)
-        self._known = known
+            asked.append(genotype)
+        self.drawing.take(asked)
         return asked
 
-    def answer(self, answers: Sequence[Evaluation]) -> None:
-        """Of what was asked last, in that order."""
-        self.posterior.answer(_qualities(answers, [*self._known, *answers]))
+    def answer(self, answers: Sequence[Evaluation], known: Sequence[Evaluation]) -> None:
+        """Of what was asked last, in that order; `known` holds them too."""
+        self.posterior.answer(_qualities(answers, _worst(known)))
 
 
-def _qualities(evaluations: Sequence[Evaluation], known: Sequence[Evaluation]) -> list[float]:
-    worst = min((each.quality for each in known if not each.failed), default=0.0)
+def _worst(known: Sequence[Evaluation]) -> float:
+    return min((each.quality for each in known if not each.failed), default=0.0)
+
+
+def _qualities(evaluations: Sequence[Evaluation], worst: float) -> list[float]:
+    """A failure is as good as the worst that ran."""
     return [worst if each.failed else each.quality for each in evaluations]
 
 
