@@ -1,7 +1,7 @@
 """One elastic network for every budget, beside pruning and training from scratch, on images.
 
     python benchmarks/supernet.py [--cifar10 FILE] [--data digits cifar10] [--epochs 40 6]
-        [--tuning 10 2] [--evaluations 80] [--folder DIR] [--seed 0] [--json FILE]
+        [--tuning 10 2] [--evaluations 40] [--folder DIR] [--seed 0] [--json FILE]
 
 Everything is trained here, with one recipe (see benchmarks/supernet_networks.py): an elastic
 network once, and the same network as a plain one. Then, at 50, 25 and 10% of the MACs:
@@ -16,7 +16,8 @@ network once, and the same network as a plain one. Then, at 50, 25 and 10% of th
 All are fine-tuned alike, by the same epochs of the same recipe. "Before" is without that, and with
 statistics of batch normalisation gathered anew, for all alike. Four parts share no image: weights
 are fitted on train, the search looks at calibration, and what is printed is measured on test.
-Latency is measured interleaved, in this process, on one thread.
+Times are of one thread's processor, medians of
+passes that take turns, 256 images at a time.
 
 CIFAR-10 is read from FILE, or shared/data/cifar10_20k.npz beside the checkout, and left out where
 it is not. With --folder, weights and what was found are kept there and read again, so that a run
@@ -26,7 +27,8 @@ can be taken up. Legend: N inputs.
 import argparse
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ from supernet_networks import (
 )
 from torch import Tensor, nn
 
-from pointsman.cost import compare_latency, count_flops
+from depth import timed
+from pointsman.cost import count_flops
 from pointsman.supernet.costs import count_mflops
 from pointsman.supernet.pruning import Criterion, at_random, prune, taylor
 from pointsman.supernet.search.engines.front_search import front_search
@@ -59,8 +62,11 @@ from pointsman.supernet.supernet import Supernet
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10_20k.npz"
 SHARES = (0.5, 0.25, 0.1)  # of the MACs of the whole network
 PRUNING_STEPS = 100  # of Torch-Pruning, to no channel at all
-ROUNDS = 10  # in which pointsman scores the channels anew
-ROWS = 64  # images at a time where latency is measured
+ROUNDS = 4  # in which pointsman scores the channels anew
+WHOLE, SCRATCH = "elastic: the whole network", "from scratch, the subnet's shape"
+FEW = 5  # evaluations for a budget below all subnets of the search
+TIMED, TURNS = 256, 7  # images, and passes over them, where time is measured
+Key = tuple[str, float]  # how a network was made, share of the MACs
 
 
 class Found:
@@ -84,16 +90,32 @@ def mmacs(net: nn.Module, task: Task) -> float:
     return float(count_flops(net, task.test.x[:1])) / 2
 
 
-def searched(supernet: Supernet, task: Task, arguments: argparse.Namespace) -> list[Evaluation]:
-    """Evaluations of one search for the front of accuracy on calibration against MACs."""
+def searched(
+    supernet: Supernet, task: Task, evaluations: int, seed: int, budget: float | None = None
+) -> list[list[Any]]:
+    """Genotypes, accuracies on calibration and MMACs of one search for their front."""
     cost = count_mflops(supernet, task.test.x[:1])
 
     def quality(genotype: Genotype) -> float:
         subnet = calibrated(supernet.extract(genotype), task)
         return float(right(subnet, task.calibration).mean())
 
-    problem = Problem(supernet.space, quality, lambda genotype: cost(genotype) / 2, "MMACs")
-    return search(problem, front_search, arguments.evaluations, seed=arguments.seed)
+    problem = Problem(supernet.space, quality, lambda g: cost(g) / 2, "MMACs", budget)
+    found = search(problem, front_search, evaluations, seed=seed)
+    return [[e.genotype, e.quality, e.cost] for e in found]
+
+
+def on_the_way(
+    supernet: Supernet, task: Task, known: Found, evaluations: int, seed: int
+) -> list[Evaluation]:
+    """One search over all costs, and a few evaluations for a share that it never came below."""
+    history = known.get("search", partial(searched, supernet, task, evaluations, seed))
+    whole = mmacs(supernet, task)
+    for share in SHARES:
+        if min(cost for _, _, cost in history) > share * whole:
+            run = partial(searched, supernet, task, FEW, seed, share * whole)
+            history = history + known.get(f"search within {share:g}", run)
+    return [Evaluation(tuple(genotype), quality, cost) for genotype, quality, cost in history]
 
 
 def best_within(found: Sequence[Evaluation], budget: float) -> Evaluation:
@@ -121,7 +143,7 @@ def torch_pruned(net: nn.Module, task: Task, criterion: str) -> Iterator[tuple[f
     left = list(SHARES)
     for step in range(PRUNING_STEPS):
         if criterion == "Taylor":
-            rows = torch.arange(step * 2 * BATCH, (step + 1) * 2 * BATCH) % len(task.train.y)
+            rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(task.train.y)
             pruned.zero_grad()
             smoothed(pruned(task.train.x[rows]), task.train.y[rows]).backward()
         pruner.step()
@@ -143,14 +165,14 @@ def pruned(
 
 def competitors(
     supernet: Supernet, plain: nn.Module, found: Sequence[Evaluation], task: Task, seed: int
-) -> dict[tuple[str, float], nn.Module]:
+) -> dict[Key, nn.Module]:
     """Networks at every share of the MACs, by (how they were made, share)."""
     whole = mmacs(plain, task)
 
     def loss(net: nn.Module) -> Tensor:
         return smoothed(net(task.train.x[: 2 * BATCH]), task.train.y[: 2 * BATCH])
 
-    nets: dict[tuple[str, float], nn.Module] = {}
+    nets: dict[Key, nn.Module] = {}
     for share in SHARES:
         subnet = supernet.extract(best_within(found, share * whole).genotype)
         nets["elastic: best subnet", share] = subnet
@@ -165,7 +187,7 @@ def competitors(
         for layer in fresh.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 layer.reset_parameters()
-        nets["from scratch, the subnet's shape", share] = fresh
+        nets[SCRATCH, share] = fresh
     for criterion in ("L2", "Taylor"):
         for share, net in torch_pruned(plain, task, criterion):
             nets[f"Torch-Pruning, {criterion}", share] = net
@@ -181,45 +203,39 @@ def report(task: Task, arguments: argparse.Namespace, epochs: int, tuning: int) 
     name = f"{task.name}-{epochs}-epochs-{seed}"
     kept(folder, f"{name}-elastic", supernet, lambda: train_elastic(supernet, task, epochs, seed))
     kept(folder, f"{name}-plain", plain, lambda: train_plain(plain, task, epochs, RATE, seed))
-    history = known.get(
-        "search",
-        lambda: [[e.genotype, e.quality, e.cost] for e in searched(supernet, task, arguments)],
-    )
-    found = [Evaluation(tuple(genotype), quality, cost) for genotype, quality, cost in history]
+    found = on_the_way(supernet, task, known, arguments.evaluations, seed)
     nets = competitors(supernet, plain, found, task, seed)
     top = [len(choice.options) - 1 for choice in supernet.space.choices]
-    nets["the whole plain network", 1.0] = plain
-    nets["elastic: the whole network", 1.0] = supernet.extract(top)
+    nets["plain: the whole network", 1.0] = plain
+    nets[WHOLE, 1.0] = supernet.extract(top)
     sizes = {key: (mmacs(net, task), _parameters(net)) for key, net in nets.items()}
-    times = compare_latency(
-        {str(key): (lambda net=net: net(task.test.x[:ROWS])) for key, net in nets.items()}
-    )
-    rows = {}
-    for key, net in sorted(nets.items(), key=lambda item: -item[0][1]):
-        scratch = key[0].startswith("from scratch")
-        rows[key] = known.get(
-            f"{key[0]} at {key[1]:g}",
-            lambda net=net, scratch=scratch: tuned(net, task, epochs, tuning, seed, scratch),
+    times = timed(nets, task.test.x[:TIMED], TURNS)
+    print_front(supernet, task, found)
+    rows: dict[Key, dict[str, list[int]]] = {key: {} for key in nets}
+    for key, net in nets.items():
+        if not key[0].startswith(SCRATCH):
+            calibrated(net, task)
+            rows[key]["before"] = right(net, task.test).int().tolist()
+    print_rows(task, rows, sizes, times)
+    # The decisive shares first.
+    for key in sorted(nets, key=lambda key: (key[0].startswith(SCRATCH), key[1])):
+        rows[key]["after"] = known.get(
+            f"{key[0]} at {key[1]:g}, after", partial(tuned, nets, key, task, epochs, tuning, seed)
         )
         print(f"  {key[0]} at {key[1]:.0%}: {_means(rows[key])}", flush=True)
-    print_front(supernet, task, found, rows)
     print_rows(task, rows, sizes, times)
     return {"data": task.name, "rows": {f"{a} at {b:g}": _means(r) for (a, b), r in rows.items()}}
 
 
 def tuned(
-    net: nn.Module, task: Task, epochs: int, tuning: int, seed: int, scratch: bool
-) -> dict[str, list[int]]:
-    """Which test images a network gets right, before and after fine-tuning."""
-    found = {}
-    if scratch:
+    nets: Mapping[Key, nn.Module], key: Key, task: Task, epochs: int, tuning: int, seed: int
+) -> list[int]:
+    """Which test images a network gets right after fine-tuning."""
+    net = nets[key]
+    if key[0].startswith(SCRATCH):
         train_plain(net, task, epochs, RATE, seed)
-    else:
-        calibrated(net, task)
-        found["before"] = right(net, task.test).int().tolist()
     train_plain(net, task, tuning, TUNING_RATE, seed + 1)
-    found["after"] = right(net, task.test).int().tolist()
-    return found
+    return right(net, task.test).int().tolist()
 
 
 def _parameters(net: nn.Module) -> int:
@@ -230,54 +246,52 @@ def _means(row: dict[str, list[int]]) -> dict[str, float]:
     return {when: sum(found) / len(found) for when, found in row.items()}
 
 
-def print_front(
-    supernet: Supernet, task: Task, found: Sequence[Evaluation], rows: dict[Any, Any]
-) -> None:
+def print_front(supernet: Supernet, task: Task, found: Sequence[Evaluation]) -> None:
     """The front in MACs and in measured ms, of all subnets that the search evaluated."""
     subnets = {e.genotype: calibrated(supernet.extract(e.genotype), task) for e in found}
-    times = compare_latency(
-        {str(g): (lambda net=net: net(task.test.x[:ROWS])) for g, net in subnets.items()},
-        repeats=7,
-    )
-    by_time = [
-        Evaluation(e.genotype, e.quality, float(times[str(e.genotype)].median) / ROWS)
-        for e in found
-    ]
+    times = timed(subnets, task.test.x[:TIMED], TURNS)
+    by_time = [Evaluation(e.genotype, e.quality, float(times[e.genotype][0])) for e in found]
     print(f"\n## {task.name}: front of one elastic network, {len(found)} subnets evaluated\n")
-    print("| MMACs | ms an image | accuracy on calibration | on test | on the front in |")
+    print("| MMACs | ms CPU | accuracy on calibration | on test | on the front in |")
     print("|---:|---:|---:|---:|---|")
     in_macs, in_ms = ({e.genotype for e in front(of)} for of in (found, by_time))
-    milliseconds = {e.genotype: e.cost for e in by_time}
     for each in sorted(found, key=lambda e: e.cost):
         kinds = [n for n, of in (("MACs", in_macs), ("ms", in_ms)) if each.genotype in of]
         if kinds:
             test = float(right(subnets[each.genotype], task.test).mean())
             print(
-                f"| {each.cost:.2f} | {milliseconds[each.genotype]:.4f} | "
-                f"{100 * each.quality:.2f} | {100 * test:.2f} | {', '.join(kinds)} |"
+                f"| {each.cost:.2f} | {times[each.genotype][0]:.3f} | "
+                f"{100 * each.quality:.2f} | {100 * test:.2f} | {', '.join(kinds)} |",
+                flush=True,
             )
 
 
-def print_rows(task: Task, rows: dict[Any, Any], sizes: dict[Any, Any], times: Any) -> None:
+def print_rows(
+    task: Task,
+    rows: Mapping[Key, Mapping[str, list[int]]],
+    sizes: Mapping[Key, tuple[float, int]],
+    times: Mapping[Key, Any],
+) -> None:
     """Every network, with the points lost against the whole elastic one before fine-tuning."""
-    reference = torch.tensor(rows["elastic: the whole network", 1.0]["before"]).float()
+    reference = torch.tensor(rows[WHOLE, 1.0]["before"]).float()
     print(f"\n## {task.name}: at 50, 25 and 10% of the MACs, {len(reference):,} test images\n")
     print(
-        "| network | MMACs | thousand parameters | ms an image (quartiles) | accuracy before "
+        "| network | MMACs | thousand parameters | ms CPU (wall) | accuracy before "
         "| after fine-tuning | points below the whole elastic network, before |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|")
-    for key, row in rows.items():
-        time, (macs, parameters) = times[str(key)], sizes[key]
-        low, middle, high = (float(t) / ROWS for t in (time.low, time.median, time.high))
-        before = lost = "-"
+    for key, row in sorted(rows.items(), key=lambda item: -item[0][1]):
+        shown = {when: f"{100 * share:.2f}" for when, share in _means(row).items()}
+        lost = "-"
         if "before" in row:
             drop = 100 * (reference - torch.tensor(row["before"]).float())
-            before = f"{100 * _means(row)['before']:.2f}"
             lost = f"{float(drop.mean()):+.2f} ± {1.96 * float(drop.std()) / len(drop) ** 0.5:.2f}"
+        macs, parameters = sizes[key]
         print(
-            f"| {key[0]}, {key[1]:.0%} | {macs:.2f} | {parameters / 1e3:.1f} | {middle:.4f} "
-            f"({low:.4f} to {high:.4f}) | {before} | {100 * _means(row)['after']:.2f} | {lost} |"
+            f"| {key[0]}, {key[1]:.0%} | {macs:.2f} | {parameters / 1e3:.1f} | "
+            f"{times[key][0]:.3f} ({times[key][1]:.3f}) | {shown.get('before', '-')} | "
+            f"{shown.get('after', '-')} | {lost} |",
+            flush=True,
         )
 
 
@@ -287,7 +301,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["digits", "cifar10"])
     parser.add_argument("--epochs", type=int, nargs=2, default=(40, 6), help="digits, CIFAR-10")
     parser.add_argument("--tuning", type=int, nargs=2, default=(10, 2), help="digits, CIFAR-10")
-    parser.add_argument("--evaluations", type=int, default=80, help="of the search")
+    parser.add_argument("--evaluations", type=int, default=40, help="of the search")
     parser.add_argument("--folder", type=Path, help="where weights and results are kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

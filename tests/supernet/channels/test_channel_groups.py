@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pointsman.errors import InputError
-from pointsman.supernet.channels import channel_groups, narrow, reorder
+from pointsman.supernet.channels import channel_groups, narrow, reorder, zeroed
 
 
 class Residual(nn.Module):
@@ -147,8 +147,6 @@ def test_inputs_outputs_shared_weights_and_unknown_operations_stay_whole():
     x = torch.rand(4, 2, 6)
     assert names(nn.LSTM(6, 8), x) == {}
     assert names(nn.Linear(6, 3), x) == {}
-    attention = nn.TransformerEncoderLayer(6, 2, 10, batch_first=True)
-    assert names(attention, x) == {"linear1": 10}
     table = nn.Embedding(7, 6)
     head = nn.Linear(6, 7, bias=False)
     head.weight = table.weight
@@ -158,6 +156,24 @@ def test_inputs_outputs_shared_weights_and_unknown_operations_stay_whole():
     small = narrow(model, {group: [0, 4]}, torch.tensor([1, 2]))
     assert small[0].weight is small[1].weight
     assert small[1].in_features == 2
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_own_attention_loses_heads_and_keeps_its_width(batch_first):
+    model = nn.TransformerEncoderLayer(8, 4, 10, batch_first=batch_first).eval()
+    x = torch.rand(3, 5, 8)
+    assert names(model, x) == {"self_attn": 4, "linear1": 10}
+    small = cut_in_half(model, x)
+    assert small.self_attn.in_proj_weight.shape == (12, 8)
+    mask = torch.ones(5, 5).triu(1).bool() if batch_first else torch.ones(3, 3).triu(1).bool()
+    again = channel_groups(small, x)
+    assert [group.size for group in again] == [2, 5]
+    narrow(small, {again[0]: [1]}, x)
+    heads = channel_groups(model, x)[0]
+    less = narrow(model, {heads: [0, 2]})
+    torch.testing.assert_close(
+        less(x, src_mask=mask), zeroed(model, {heads: [0, 2]})(x, src_mask=mask)
+    )
 
 
 def test_positions_written_into_a_slice_stay_whole():

@@ -123,6 +123,22 @@ def test_a_mixture_is_the_weighted_sum_of_the_padded_slices() -> None:
     assert width.mixture.grad.all()
 
 
+def test_two_mixtures_multiply() -> None:
+    layer = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+    width, kernel = Dial(Choice("width", (2, 4))), Dial(Choice("kernel", (1, 3)))
+    cuts = [
+        Cut(layer, "weight", 0, width, prefixes((2, 4), 4)),
+        *(Cut(layer, "weight", dim, kernel, centred((1, 3), 3)) for dim in (2, 3)),
+    ]
+    net = Supernet(Sliced(layer, cuts))
+    x = torch.randn(2, 2, 5, 5)
+    width.mixture, kernel.mixture = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])
+    mixed = net(x)
+    net.use((0, 0))
+    torch.testing.assert_close(mixed[:, :2], net(x))
+    assert not mixed[:, 2:].any()
+
+
 def test_a_group_of_channels_leaves_a_grouped_convolution_with_its_group() -> None:
     layer, width = nn.Conv1d(8, 4, 3, padding=1, groups=2), Dial(Choice("width", (1, 2)))
     cuts = [Cut(layer, name, 0, width, prefixes((2, 4), 4)) for name in ("weight", "bias")]

@@ -38,7 +38,7 @@ ENGINES = {
     "nsga2": partial(nsga2, population=6),
     "optuna_nsga2": partial(optuna_nsga2, population=6),
     "tpe": tpe,
-    "linas": partial(linas, population=6, generations=3),
+    "linas": partial(linas, population=10, generations=2),
     "reinforce": partial(reinforce, batch=4),
 }
 every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)

@@ -52,6 +52,8 @@ def quick() -> None:
 
 def full(seed: int) -> Figures:
     """Rank correlation of every zero-cost score with truth, parameters and FLOPs beside."""
+    import math
+
     from pointsman.claims.architectures import cell_table, noisy_digits, single_cell
     from pointsman.supernet.scores import score_networks
 
@@ -68,7 +70,8 @@ def full(seed: int) -> Figures:
         found[f"{name}: without a value"] = float(agreement.dropped)
     for name, value in table.beyond_size(truth).items():
         found[f"{name}: Spearman beyond parameters"] = value
-    return found
+    # Not a number where a score follows from the parameters, as FLOPs do here.
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def decide(measurements: Sequence[Figures]) -> bool:

@@ -131,6 +131,6 @@ CLAIM = Claim(
     composition="elastic widths · experts of weights routed by the genotype · uniform paths",
     entry="pointsman.supernet.training.WeightExperts",
     key={"mixture": "mixture: gap", "plain": "plain: gap"},
-    note="Both were trained for as many updates as one network alone, where the plain supernet is "
-    "not yet held back by sharing; longer training was not tried.",
+    note="Both were trained for as many updates as one network alone; longer training was "
+    "not tried.",
 )

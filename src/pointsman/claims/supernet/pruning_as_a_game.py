@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 UNITS = 128
 TRAINED, PLAYED = 400, 600
 BLUR = 0.05  # of the twins' weights
-PRICE, RIVALRY, SIZE, RATE = 1e-3, 1e-3, 1e-4, 0.5
+PRICE, RIVALRY, SIZE, RATE = 2e-3, 4e-3, 1e-4, 0.5
 
 
 def quick() -> None:

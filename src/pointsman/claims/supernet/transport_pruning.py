@@ -9,8 +9,8 @@ is `supernet.pruning.TransportPruning`, where we depart is said there: the plan 
 one Sinkhorn iteration. The sheet is rated medium: constants were not found and are ours.
 
 What was settled:
-- The network is 64-64-10 on digits, of whose 64 hidden units 16 stay (25%). epsilon 100 and the
-  rate of the scores, that of the weights, were chosen on seed 100.
+- The network is 64-64-10 on digits, of whose 64 hidden units 16 stay (25%). epsilon 10 and the
+  rate of the scores, that of the weights, were chosen on seeds 100 and 101.
 - Equal updates in all: 600 under masks and 300 of the narrow network; one-shot pruning by magnitude
   (and at random) after 600 updates of the whole network and 300 of the narrow one.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 UNITS, KEPT = 64, 16
 BEFORE, AFTER = 600, 300
-EPSILON = 100.0
+EPSILON = 10.0
 
 
 def quick() -> None:
@@ -69,7 +69,7 @@ def full(seed: int) -> Figures:
     testbeds.fit(masked, data.train, seed=seed, updates=BEFORE)
     whole = testbeds.mlp(64, UNITS, 10, seed=seed)
     testbeds.fit(whole, data.train, seed=seed, updates=BEFORE)
-    found = {"whole network": _accuracy(whole, data)}
+    found = {"whole network: accuracy": _accuracy(whole, data)}
     pruned: dict[str, nn.Module] = {"transport": masked.extract()}
     for name, criterion in (("magnitude", magnitude()), ("random", at_random(seed))):
         pruned[name] = prune(whole, example, to=KEPT / UNITS, criterion=criterion).model
@@ -90,10 +90,10 @@ def _accuracy(network: "nn.Module", data: "Digits") -> float:
 def decide(measurements: Sequence[Figures]) -> bool:
     """The criterion, over all seeds."""
     exact = all(figures["transport: units"] == KEPT for figures in measurements)
-    tuned = mean(measurements, "transport: fine-tuned") >= mean(
-        measurements, "magnitude: fine-tuned"
+    return exact and all(
+        mean(measurements, f"transport: {when}") >= mean(measurements, f"magnitude: {when}")
+        for when in ("cut", "fine-tuned")
     )
-    return exact and tuned
 
 
 CLAIM = Claim(
@@ -106,8 +106,8 @@ CLAIM = Claim(
     "the weights, and prune at least as well as a cut by magnitude.",
     baseline="The same network trained without masks and cut once by magnitude (and at random), "
     "with the same number of updates before and after the cut.",
-    criterion="Exactly 16 of 64 units stay in every seed, and after fine-tuning the mean test "
-    "accuracy over the seeds is at least that of the cut by magnitude.",
+    criterion="Exactly 16 of 64 units stay in every seed, and the mean test accuracy over the "
+    "seeds is at least that of the cut by magnitude, right after the cut and after fine-tuning.",
     quick=quick,
     full=full,
     decide=decide,

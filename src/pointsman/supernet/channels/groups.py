@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pointsman.supernet.channels.attention import may_lose_heads
 from pointsman.supernet.channels.labels import FIXED
 from pointsman.supernet.channels.ledger import Ledger
 from pointsman.supernet.channels.tracing import lengths_of, trace
@@ -96,7 +97,7 @@ def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
     works on gradients' graphs and on rules for layers; here on labelled dimensions).
 
     Nothing is removed from inputs and outputs, and where an operation is not known.
-    `torch.nn.MultiheadAttention` keeps its shape, because it cannot have another width inside.
+    `torch.nn.MultiheadAttention` keeps its width and may lose heads, and is another module then.
 
     Args:
         model: any module; it is run once, in evaluation mode, and left as it is.
@@ -112,9 +113,7 @@ def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
     ledger = trace(model, example)
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
-            for parameter in module.parameters():
-                for factor in ledger.factors(parameter):
-                    ledger.labels.fix(factor)
+            _keep_width(ledger, module)
     owned = _owned(model, ledger)
     sizes = _lengths(model, ledger)
     inexact = {root for labels in ledger.inexact for root in ledger.labels.find(labels).tolist()}
@@ -135,6 +134,16 @@ def channel_groups(model: nn.Module, example: Any) -> list[ChannelGroup]:
         )
         found[name] = ChannelGroup(name, len(roots), slices, inexact.isdisjoint(roots), lengths)
     return list(found.values())
+
+
+def _keep_width(ledger: Ledger, attention: nn.MultiheadAttention) -> None:
+    """Heads may go, the width around them may not: torch's attention checks it."""
+    for name, parameter in attention.named_parameters():
+        inside = name in ("in_proj_weight", "in_proj_bias") or name == "out_proj.weight"
+        for dim, vector in enumerate(ledger.vectors(parameter)):
+            of_heads = inside and dim == (1 if name == "out_proj.weight" else 0)
+            if not (of_heads and may_lose_heads(attention)):
+                ledger.labels.fix(vector)
 
 
 def _owned(model: nn.Module, ledger: Ledger) -> dict[int, dict[tuple[str, int], list[int]]]:
@@ -158,7 +167,7 @@ def _lengths(model: nn.Module, ledger: Ledger) -> dict[tuple[str, str], Counter[
     found: dict[tuple[str, str], Counter[int]] = {}
     for site in ledger.sites:
         module = model.get_submodule(site.module)
-        if isinstance(module, KNOWN):
+        if isinstance(module, (*KNOWN, nn.MultiheadAttention)):
             continue
         vectors = ledger.labels.settle([site.factor], site.factor.dim())
         for dim, vector in enumerate(vectors):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pointsman.errors import InputError, reason
 from pointsman.modules import evaluating
+from pointsman.supernet.channels.attention import HeadAttention
 from pointsman.supernet.channels.groups import CONVOLUTIONS, NORMS, TRANSPOSED, ChannelGroup
 from pointsman.supernet.channels.ledger import tensors_in
 from pointsman.supernet.channels.tracing import call_with
@@ -47,13 +48,14 @@ def narrow(model: nn.Module, kept: Kept, example: Any = None) -> nn.Module:
             _shrink(small.get_submodule(length.module), length.attribute, length.each * len(units))
     touched: set[nn.Module] = set()
     for (name, dim), rows in removed.items():
-        size = _tensor(small, name).shape[dim]
-        stay = torch.ones(size, dtype=torch.bool)
+        tensor = _tensor(small, name)
+        stay = torch.ones(tensor.shape[dim], dtype=torch.bool)
         stay[torch.cat(rows)] = False
-        taken = _tensor(small, name).index_select(dim, stay.nonzero().flatten())
+        taken = tensor.index_select(dim, stay.nonzero().flatten().to(tensor.device))
         touched.update(_replace(small, name, taken))
     for module in touched:
         _adjust(module)
+    small = _with_fewer_heads(small)
     if example is not None:
         _check(model, small, kept, example)
     return small
@@ -74,7 +76,9 @@ def zeroed(model: nn.Module, kept: Kept) -> nn.Module:
         for group, units in kept.items():
             gone = _removed(group, units)
             for part in group.slices:
-                _tensor(blank, part.name).index_fill_(part.dim, part.rows_UR[gone].reshape(-1), 0)
+                tensor = _tensor(blank, part.name)
+                rows = part.rows_UR[gone].reshape(-1).to(tensor.device)
+                tensor.index_fill_(part.dim, rows, 0)
     return blank
 
 
@@ -99,8 +103,9 @@ def reorder(model: nn.Module, orders: Kept) -> nn.Module:
             units = torch.as_tensor(order, dtype=torch.long)
             for part in group.slices:
                 tensor = _tensor(sorted_, part.name)
-                taken = tensor.index_select(part.dim, part.rows_UR[units].reshape(-1))
-                tensor.index_copy_(part.dim, part.rows_UR.reshape(-1), taken)
+                rows_UR = part.rows_UR.to(tensor.device)
+                taken = tensor.index_select(part.dim, rows_UR[units].reshape(-1))
+                tensor.index_copy_(part.dim, rows_UR.reshape(-1), taken)
     return sorted_
 
 
@@ -174,6 +179,18 @@ def _adjust_convolution(module: Any) -> None:
         module.in_channels, module.out_channels = rows, columns * module.groups
     else:
         module.out_channels, module.in_channels = rows, columns * module.groups
+
+
+def _with_fewer_heads(module: nn.Module) -> nn.Module:
+    """The network with torch's attention replaced where it lost heads."""
+    if isinstance(module, nn.MultiheadAttention):
+        lost = module.out_proj.weight.shape[1] < module.embed_dim
+        return HeadAttention(module) if lost else module
+    for name, child in module.named_children():
+        other = _with_fewer_heads(child)
+        if other is not child:
+            setattr(module, name, other)
+    return module
 
 
 def _vectors(module: nn.Module) -> Iterable[Tensor]:

@@ -222,6 +222,8 @@ def group_norm(ledger: Ledger, call: Call) -> None:
             vectors[1] = ledger.meet((vectors[1], False), (ledger.vectors(other)[0], False))
     if groups == 1:
         _note_inexact(ledger, vectors[1])
+    elif weight is None:  # then nothing of the module says how many groups are left
+        ledger.labels.fix(vectors[1])
     elif vectors[1] is not None:
         blocks = vectors[1].reshape(groups, -1)
         ledger.labels.tie(blocks, blocks[:, :1])

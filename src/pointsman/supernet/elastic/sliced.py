@@ -164,9 +164,11 @@ class _Layer:
 
     def _mixed(self, name: str, whole: Tensor) -> Tensor:
         """A parameter with its rows multiplied by the weights of the options that keep them."""
+        if not isinstance(whole, nn.Parameter):
+            return whole
         for cut in self.cuts:
             mixture = cut.dial.mixture
-            if mixture is not None and cut.tensor == name and isinstance(whole, nn.Parameter):
+            if mixture is not None and cut.tensor == name:
                 share_U = mixture.to(whole) @ cut.kept.to(whole)
                 shape = [1] * whole.ndim
                 shape[cut.dim] = -1

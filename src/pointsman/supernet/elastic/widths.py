@@ -217,8 +217,8 @@ def _cut_runs(
     value = layer._parameters.get(tensor, layer._buffers.get(tensor))
     if value is None:
         raise InputError(
-            f"a width is taken by layers with weights, got {type(layer).__name__} at {name!r}: name "
-            "the layers themselves"
+            f"a width is taken by layers with weights, got {type(layer).__name__} at {name!r}: "
+            "name the layers themselves"
         )
     rows = value.shape[dim]
     if rows % units:

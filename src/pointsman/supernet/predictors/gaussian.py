@@ -86,9 +86,7 @@ class GaussianProcess:
 
     def kernel(self, x_ND: Array, c_N1: Array, x_MD: Array, c_M1: Array) -> Array:
         """(N, M) shared part of the covariance, 1 at equal coordinates."""
-        apart_NM = _distances(self._scaled(x_ND, c_N1), self._scaled(x_MD, c_M1))
-        np.negative(apart_NM, out=apart_NM)
-        return np.asarray(np.exp(apart_NM, out=apart_NM))
+        return np.asarray(np.exp(-_distances(self._scaled(x_ND, c_N1), self._scaled(x_MD, c_M1))))
 
     def _scaled(self, x_ND: Array, c_N1: Array) -> Array:
         return np.concatenate([x_ND / self.length_, c_N1 / self.cost_length_], 1)
@@ -104,6 +102,18 @@ class GaussianProcess:
         scale = float(self._rest @ self._rest) / len(y_N)
         self.scale_ = scale if scale > 1e-18 else 1.0  # constant so far: any scale serves
         return self
+
+    def roughly_at(self, x_MD: Array, c_M1: Array) -> tuple[Array, Array]:
+        """Mean and spread (M,) of very many candidates, in single precision."""
+        from scipy.linalg import solve_triangular
+
+        apart_NM = _distances(self._scaled(self._x, self._c), self._scaled(x_MD, c_M1))
+        shared_NM = np.exp(-apart_NM.astype(np.float32))
+        root_NN = self._root.astype(np.float32)
+        taken_NM = solve_triangular(root_NN, shared_NM, lower=True, check_finite=False)
+        mean_M = self.mean_ + self._rest.astype(np.float32) @ taken_NM
+        shared_M = np.maximum(1 - np.einsum("nm,nm->m", taken_NM, taken_NM), 1e-6)
+        return mean_M, np.sqrt(self.scale_ * (shared_M + self.nugget_))
 
     def at(self, x_MD: Array, c_M1: Array, room: int = 0) -> "Posterior":
         """What is known of candidates, with room for so many further observations of them."""
@@ -146,18 +156,6 @@ class Posterior:
         """(M,) standard deviation of a candidate's quality, its own part included."""
         variance = np.maximum(self._variance, 1e-9) + self.process.nugget_
         return np.asarray(np.sqrt(self.process.scale_ * variance))
-
-    def only(self, candidates: Array, room: int) -> "Posterior":
-        """Of some of the candidates."""
-        kept = slice(0, self._count)
-        return Posterior(
-            self.process,
-            self._x[candidates],
-            self._c[candidates],
-            self._taken[kept, candidates],
-            self._rest[kept],
-            room,
-        )
 
     def ask(self, candidate: int) -> None:
         """This one will be observed: the spread shrinks at once, the mean with the `answer`."""

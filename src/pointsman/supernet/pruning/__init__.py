@@ -1,5 +1,6 @@
 """Structured pruning of one's own network."""
 
+from pointsman.supernet.pruning.blocks import BlockPruning, prune_by_blocks
 from pointsman.supernet.pruning.game import PruningGame, participation
 from pointsman.supernet.pruning.gates import gated_parameters, run_gated
 from pointsman.supernet.pruning.hesso import Fading, mixed_saliency, trial_saliency
@@ -24,6 +25,7 @@ from pointsman.supernet.pruning.prune import (
 from pointsman.supernet.pruning.transport import TransportPruning, transport_mask
 
 __all__ = [
+    "BlockPruning",
     "Criterion",
     "Fading",
     "Measure",
@@ -42,6 +44,7 @@ __all__ = [
     "parameters",
     "participation",
     "prune",
+    "prune_by_blocks",
     "run_gated",
     "taylor",
     "transport_mask",

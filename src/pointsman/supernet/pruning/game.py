@@ -95,14 +95,14 @@ class PruningGame(nn.Module):
         """The network with its units scaled by their participation."""
         if self.training and torch.is_grad_enabled():
             gates = self.taking_part.clone().requires_grad_()
-            gates.register_hook(self._move)
+            gates.register_hook(self._move)  # type: ignore[no-untyped-call]
         else:
             gates = self.taking_part * (self.taking_part >= VANISHED)
         by_group = dict(zip(self.groups, self._by_group(gates), strict=True))
         return run_gated(self.model, by_group, *inputs, **options)
 
     def _by_group(self, gates: Tensor) -> tuple[Tensor, ...]:
-        return gates.split([group.size for group in self.groups])
+        return torch.split(gates, [group.size for group in self.groups])
 
     @torch.no_grad()
     def _move(self, gradient: Tensor) -> None:

@@ -148,7 +148,7 @@ class Fading:
             raise InputError(
                 f"units are cut once they are zero: only {self._steps} steps were made"
             )
-        parts = self.redundant.split([group.size for group in self.groups])
+        parts = torch.split(self.redundant, [group.size for group in self.groups])
         kept = {
             g: (~part).nonzero().flatten().tolist()
             for g, part in zip(self.groups, parts, strict=True)
@@ -189,11 +189,11 @@ def scale_units(model: nn.Module, groups: Sequence[ChannelGroup], factors: Tenso
         factors: (U) of all groups, one after another.
     """
     trained = dict(model.named_parameters(remove_duplicate=False))
-    for group, factor in zip(groups, factors.split([g.size for g in groups]), strict=True):
+    for group, factor in zip(groups, torch.split(factors, [g.size for g in groups]), strict=True):
         for part in group.slices:
             if part.name in trained and bool((factor != 1).any()):
                 weight = trained[part.name]
-                rows = part.rows_UR.reshape(-1)
+                rows = part.rows_UR.reshape(-1).to(weight.device)
                 each = factor.repeat_interleave(part.rows_UR.shape[1]).to(weight)
                 shape = [-1 if dim == part.dim else 1 for dim in range(weight.dim())]
                 taken = weight.index_select(part.dim, rows) * each.reshape(shape)

@@ -112,8 +112,8 @@ class TransportPruning(nn.Module):
             [
                 transport_mask(scores, last, keep, self.epsilon)
                 for scores, last, keep in zip(
-                    self.scores.split(self.budgets),
-                    self.odds.split(self.budgets),
+                    torch.split(self.scores, self.budgets),
+                    torch.split(self.odds, self.budgets),
                     self.keep,
                     strict=True,
                 )
@@ -126,13 +126,16 @@ class TransportPruning(nn.Module):
         """(U of all groups) 1 for the units that stay, 0 for the others."""
         hard = torch.zeros_like(self.odds)
         for part, odds, keep in zip(
-            hard.split(self.budgets), self.odds.split(self.budgets), self.keep, strict=True
+            torch.split(hard, self.budgets),
+            torch.split(self.odds, self.budgets),
+            self.keep,
+            strict=True,
         ):
             part[odds.topk(keep).indices] = 1
         return hard
 
     def _by_group(self, gates: Tensor) -> tuple[Tensor, ...]:
-        return gates.split([group.size for group in self.groups])
+        return torch.split(gates, [group.size for group in self.groups])
 
     def extract(self) -> nn.Module:
         """The network without the units that are off; a group keeps one unit in any case."""

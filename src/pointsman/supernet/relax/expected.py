@@ -136,11 +136,11 @@ def project(
     if lower <= value <= upper:
         return alpha
     target = upper if value > upper else lower
-    point = alpha
+    point, length = alpha, math.inf
     for round_ in range(rounds):
         value, slopes = _at(cost, point)
         near = abs(value - target) <= TOLERANCE * abs(target)
-        if near and round_ >= rounds // 2:
+        if near and (length < TOLERANCE or round_ >= rounds // 2):
             break
         # First towards the nearest point, half of the way each time; then, should that not have
         # settled, straight to the bound.

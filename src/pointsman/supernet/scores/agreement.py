@@ -71,7 +71,7 @@ def rank_agreement(
         )
     kendall, spearman = _kendall(one, other), _spearman(one, other)
     low = high = math.nan
-    if resamples:
+    if resamples and not math.isnan(spearman):
         rng = np.random.default_rng(seed)
         rows = (rng.integers(len(one), size=len(one)) for _ in range(resamples))
         found = [_spearman(one[at], other[at]) for at in rows]

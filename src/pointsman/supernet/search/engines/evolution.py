@@ -121,6 +121,7 @@ def started(
         crossover=SBX(prob=0.9, eta=15, **rounded),
         mutation=PM(eta=20, **rate, **rounded),
         eliminate_duplicates=True,
+        n_max_iterations=10,  # of mating for new children, which a small space runs out of
     )
     algorithm.setup(box, termination=("n_gen", 10**9), seed=seed, verbose=False)
     return algorithm

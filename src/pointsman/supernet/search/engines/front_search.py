@@ -20,7 +20,6 @@ import numpy as np
 from pointsman.supernet.predictors.gaussian import (
     Array,
     GaussianProcess,
-    Posterior,
     coordinates,
 )
 from pointsman.supernet.search.drawing import LISTED, Drawing
@@ -32,7 +31,7 @@ from pointsman.supernet.space import Genotype
 FIRST = 20  # genotypes before there is a model
 STRATA = 10  # times as many drawn, from which the first are taken evenly over costs
 SHORTLIST = 500  # candidates that are followed from one answer to the next
-GROWTH = 1.3  # of the number of evaluations between two looks at all candidates
+GROWTH = 1.4  # of the number of evaluations between two looks at all candidates
 PARENTS = 50  # of the last shortlist, beside the front
 POOL = 2000  # candidates of a space that is too large to list
 MARGIN = 0.1  # of the reference point, beyond the dearest candidate
@@ -171,19 +170,21 @@ class _Turn:
         low, high = candidates.limits
         high = max(high, float(self.costs.max()))
         self.dearest = high + MARGIN * ((high - low) or 1.0)
-        whole = process.at(x_MD, c_M1)
-        gain = self._gain(whole, front(known), _worst(known))
+        mean_M, spread_M = process.roughly_at(x_MD, c_M1)
+        gain = self._gain(mean_M, spread_M, front(known), _worst(known))
         best = np.argsort(-gain, kind="stable")[:SHORTLIST]
         self.drawing = candidates.drawing
         self.genotypes = candidates.last = [genotypes[at] for at in best]
         self.costs = self.costs[best]
-        self.posterior = whole.only(best, room=len(best))
+        self.posterior = process.at(x_MD[best], c_M1[best], room=len(best))
 
-    def _gain(self, posterior: Posterior, best: Sequence[Evaluation], worst: float) -> Array:
+    def _gain(
+        self, mean_M: Array, spread_M: Array, best: Sequence[Evaluation], worst: float
+    ) -> Array:
         front_K2 = np.array([(each.cost, each.quality) for each in best]).reshape(-1, 2)
         return expected_gain(
-            posterior.mean,
-            posterior.spread,
+            mean_M,
+            spread_M,
             self.costs,
             front_K2,
             cost=self.dearest,
@@ -195,7 +196,7 @@ class _Turn:
         asked: list[Genotype] = []
         believed, worst = front(known), _worst(known)
         while len(asked) < batch and len(self.posterior.asked) < len(self.genotypes):
-            gain = self._gain(self.posterior, believed, worst)
+            gain = self._gain(self.posterior.mean, self.posterior.spread, believed, worst)
             gain[self.posterior.asked] = -1
             at = int(gain.argmax())
             expected = float(self.posterior.mean[at])
