@@ -34,7 +34,8 @@ def with_subnets(spec: Spec) -> Spec:
     module = build(spec)
     if not isinstance(module, Supernet):
         return spec
-    return {**spec, "subnets": [list(genotype) for genotype in nested.even(module.space)]}
+    taken = [nested.sizes(module.space, genotype) for genotype in nested.even(module.space)]
+    return {**spec, "subnets": taken}
 
 
 def dataset(kind: str, *shape: int) -> Dataset:
@@ -202,6 +203,7 @@ def test_half_of_the_images_are_mirrored() -> None:
 
 def test_a_position_of_text_sees_only_what_came_before() -> None:
     for spec in (TASKS["text"].ladder[0], *TASKS["text"].networks.values()):
+        spec = with_subnets(spec)
         module = build(spec).eval()
         x = torch.randint(0, 255, (3, 16), dtype=torch.uint8)
         changed = x.clone()

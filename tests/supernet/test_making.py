@@ -159,7 +159,9 @@ def test_fewer_experts_are_a_smaller_mixture() -> None:
 
 
 def test_the_gradient_goes_through_the_rounding() -> None:
-    net = make_elastic(nn.Sequential(nn.Linear(4, 3)), None, [Bits("0", options=(2, 32), activations=False)])
+    net = make_elastic(
+        nn.Sequential(nn.Linear(4, 3)), None, [Bits("0", options=(2, 32), activations=False)]
+    )
     net.use((0,))
     x = torch.randn(6, 4)
     net(x).sum().backward()

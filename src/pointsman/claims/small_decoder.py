@@ -136,8 +136,10 @@ def fit(model: nn.Module, text: Tensor, *, updates: int, seed: int, rate: float 
             step.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in (*steps, *rates):
-            each.step()
+        for step in steps:
+            step.step()
+        for falling in rates:
+            falling.step()
     model.eval()
 
 

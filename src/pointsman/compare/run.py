@@ -265,8 +265,8 @@ class _Comparison:
         if isinstance(trained.module, Supernet):
             judged = self.bench.inputs["validation"], self.bench.targets["validation"]
             subnets = nested.choose(trained.module, *judged, x, kind=kind, seed=seed)
-            self.specs[job.name] = {**job.spec, "subnets": [list(subnet) for subnet in subnets]}
-            return replace(trained, module=nested.chosen(trained.module, subnets, x))
+            module, self.specs[job.name] = nested.chosen(trained.module, subnets, job.spec, x)
+            return replace(trained, module=channels_last(module))
         return trained
 
     # ── ways ────────────────────────────────────────────────────────────────────────────────────

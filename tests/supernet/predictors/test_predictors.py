@@ -64,7 +64,7 @@ def test_the_process_learns_a_slope():
 
 
 def test_a_process_refuses_what_is_not_a_number():
-    x, c, y = observed(3)
+    x, c, _ = observed(3)
     with pytest.raises(InputError, match="fitted to numbers"):
         GaussianProcess().choose(x, c, np.array([1, np.nan, 2]))
 

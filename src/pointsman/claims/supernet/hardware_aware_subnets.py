@@ -89,6 +89,7 @@ def full(seed: int) -> Figures:
     """Share of the hypervolume after half and after all evaluations, mean over the spaces."""
     from functools import partial
 
+    from pointsman.supernet.search.engine import Engine
     from pointsman.supernet.search.engines.evolution import nsga2
     from pointsman.supernet.search.engines.linas import linas
     from pointsman.supernet.search.engines.random_search import random_search
@@ -96,7 +97,7 @@ def full(seed: int) -> Figures:
     from pointsman.supernet.search.run import search
 
     paper = partial(linas, population=POPULATION, generations=GENERATIONS, exact_costs=False)
-    engines = {"LINAS": paper, "NSGA-II": nsga2, "random": random_search}
+    engines: dict[str, Engine] = {"LINAS": paper, "NSGA-II": nsga2, "random": random_search}
     found: dict[str, float] = {}
     for at in range(SPACES):
         problem = synthetic(1000 * (seed + 1) + at)

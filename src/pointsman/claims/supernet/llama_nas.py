@@ -67,7 +67,7 @@ def _supernet(model: Any) -> "Supernet":
 def _uniform(net: "Supernet", share: float) -> dict[str, Any]:
     """Every layer, with this share of each feed-forward."""
     return {
-        choice.name: True if choice.name.endswith("kept") else int(share * choice.options[-1])
+        choice.name: True if choice.name.endswith("kept") else int(share * int(choice.options[-1]))
         for choice in net.space.choices
     }
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pointsman.claims.frame import Claim, Figures, mean, must
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from pointsman.claims.testbeds import Digits, Loss
 
@@ -75,7 +75,7 @@ def full(seed: int) -> Figures:
         nets.append(net)
     generator = torch.Generator().manual_seed(seed)
 
-    def loss(run: Callable[[Tensor], Tensor]) -> Tensor:
+    def loss(run: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         rows = torch.randint(len(data.train.x), (256,), generator=generator)
         x = data.train.x[rows]
         x = x + NOISE * torch.randn(x.shape, generator=generator)
@@ -104,7 +104,7 @@ def _arm(net: "nn.Module", data: "Digits", seed: int, penalty: float) -> dict[st
     from pointsman.claims import testbeds
     from pointsman.supernet.pruning import prune
 
-    def accuracy(net: nn.Module) -> float:
+    def accuracy(net: torch.nn.Module) -> float:
         with torch.no_grad():
             return testbeds.accuracy(net(data.test.x), data.test.y)
 
@@ -119,6 +119,8 @@ def _arm(net: "nn.Module", data: "Digits", seed: int, penalty: float) -> dict[st
 
 
 def _loss(net: "nn.Module", penalty: float) -> "Loss":
+    import torch
+
     from pointsman.claims.testbeds import cross_entropy
     from pointsman.supernet.pruning.metanetwork import Chain, Graph, sparsity
 
@@ -126,7 +128,7 @@ def _loss(net: "nn.Module", penalty: float) -> "Loss":
         return cross_entropy
     chain = Chain(net)
 
-    def loss(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         still = chain.graph(module)
         edges = tuple(layer.weight[:, :, None] for _, layer in chain.layers)
         return cross_entropy(module, x, y) + penalty * sparsity(Graph(still.nodes, edges))

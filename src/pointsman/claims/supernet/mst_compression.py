@@ -17,7 +17,7 @@ What was settled:
 - The term weighs 1, set on seed 100 out of 1, 2 and 4 before any other seed was run.
 - The plain network is computed along its own trees as well: the baseline has the reuse, and lacks
   the training for it.
-- Too strong a term makes all outputs equal: a weight of 50 is beside it, as the paper's warning.
+- Too strong a term would make all outputs equal: a weight of 50 stands beside it.
 """
 
 from collections.abc import Sequence

@@ -161,9 +161,9 @@ CLAIM = Claim(
     composition="one-path gates for weights · two-path gates for the architecture · rescaling · "
     "expected cost",
     entry="pointsman.supernet.relax.two_path_gate",
-    note="The lambdas were set without trying any. Without the cost the derived cells are far above "
-    "the median cell, and the cost falls with lambda as it should; but 0.3 already weighs more than "
-    "what operations differ in loss, and leaves cells with hardly a convolution.",
+    note="The lambdas were set without trying any. Without the cost the derived cells are far "
+    "above the median cell, and the cost falls with lambda as it should; but 0.3 already weighs "
+    "more than what operations differ in loss, and leaves cells with hardly a convolution.",
     key={
         "lambda 0.3": "lambda 0.3: accuracy",
         "median": "all cells: median accuracy",

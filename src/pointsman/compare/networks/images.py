@@ -1,5 +1,6 @@
 """Networks for images: plain, exiting, nested and routed ConvNets of one shape."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -50,12 +51,22 @@ def channels_out(width: int, halvings: int) -> int:
     return min(width << halvings, 4 * width)
 
 
-def convnet(channels: int, classes: int, width: int, halvings: int) -> nn.Sequential:
-    """Plain network: NCHW images → logits (n, classes), one child a stage."""
-    blocks: list[nn.Module] = [conv(channels, width)]
-    wide = width
-    for stage in range(halvings):
-        narrow, wide = wide, channels_out(width, stage + 1)
+def convnet(
+    channels: int, classes: int, width: int, halvings: int, sizes: Sequence[int] = ()
+) -> nn.Sequential:
+    """Plain network: NCHW images → logits (n, classes), one child a stage.
+
+    Args:
+        channels: of the images.
+        classes: of the logits.
+        width: channels of the first stage; the next ones have as many as `channels_out` says.
+        halvings: further stages.
+        sizes: channels of every stage instead.
+    """
+    wide, *rest = sizes or [channels_out(width, stage) for stage in range(halvings + 1)]
+    blocks: list[nn.Module] = [conv(channels, wide)]
+    for stage, size in enumerate(rest):
+        narrow, wide = wide, size
         block = [conv(narrow, wide), nn.MaxPool2d(2)]
         if stage > 0:
             block.append(Residual(conv(wide, wide)))

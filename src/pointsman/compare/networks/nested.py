@@ -37,12 +37,16 @@ STATISTICS_ROWS = 512  # training inputs from which batch normalisation is gathe
 
 
 class Subnets(nn.Module):
-    """The chosen subnets of one network, as ordinary networks, from small to large."""
+    """The chosen subnets of one network, as ordinary networks, from small to large.
 
-    def __init__(self, supernet: Supernet, genotypes: Sequence[Sequence[int]]) -> None:
+    Args:
+        spec: of the network, with the sizes of each subnet, see `sizes`.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
         super().__init__()
-        self.names = tuple(name_of(supernet.space, genotype) for genotype in genotypes)
-        self.networks = nn.ModuleList(supernet.extract(genotype) for genotype in genotypes)
+        self.names = tuple(name_of(subnet) for subnet in spec["subnets"])
+        self.networks = nn.ModuleList(_plain(spec, subnet) for subnet in spec["subnets"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Of the largest."""
@@ -52,18 +56,20 @@ class Subnets(nn.Module):
 
 def build(spec: Mapping[str, Any], example: Tensor) -> Supernet | Subnets:
     """The network of a description, with fresh weights; only its subnets once they are known."""
-    with torch.no_grad():
-        supernet = make_elastic(_plain(spec), example, _elastic(spec))
-    return Subnets(supernet, spec["subnets"]) if "subnets" in spec else supernet
+    if "subnets" in spec:
+        return Subnets(spec)
+    return make_elastic(_plain(spec), example, _elastic(spec))
 
 
-def _plain(spec: Mapping[str, Any]) -> nn.Module:
+def _plain(spec: Mapping[str, Any], taken: Sequence[int] = ()) -> nn.Module:
+    """The whole network, or one of these sizes."""
     if spec["kind"] == "features":
-        return features.mlp(spec["inputs"], spec["classes"], spec["hidden"])
+        return features.mlp(spec["inputs"], spec["classes"], taken or spec["hidden"])
     if spec["kind"] == "images":
         halvings = images.stages(min(spec["side"]))
-        return images.convnet(spec["channels"], spec["classes"], spec["width"], halvings)
-    return Transformer(spec["width"], spec["layers"], spec["context"], "dense")
+        return images.convnet(spec["channels"], spec["classes"], spec["width"], halvings, taken)
+    layers, *inner = taken or [spec["layers"]]
+    return Transformer(spec["width"], layers, spec["context"], "dense", inner=inner)
 
 
 def _elastic(spec: Mapping[str, Any]) -> list[Width | Depth]:
@@ -76,16 +82,21 @@ def _elastic(spec: Mapping[str, Any]) -> list[Width | Depth]:
     ]
 
 
-def name_of(space: Space, genotype: Sequence[int]) -> str:
-    """Such as "subnet 24-96": the options of the choices that matter."""
-    return "subnet " + "-".join(str(option) for option in space.decode(genotype).values())
+def sizes(space: Space, genotype: Sequence[int]) -> list[int]:
+    """Units of each layer in use; for text the number of layers first."""
+    return [int(option) for option in space.decode(genotype).values()]
+
+
+def name_of(taken: Sequence[int]) -> str:
+    """Such as "subnet 24-96"."""
+    return "subnet " + "-".join(map(str, taken))
 
 
 def even(space: Space) -> list[Genotype]:
     """The subnets that are equally narrow everywhere, from the smallest to the whole network."""
-    sizes = [len(choice.options) for choice in space.choices]
-    levels = np.linspace(0, 1, max(sizes))
-    found = [space.canonical([round(u * (size - 1)) for size in sizes]) for u in levels]
+    most = [len(choice.options) - 1 for choice in space.choices]
+    levels = np.linspace(0, 1, max(most) + 1)
+    found = [space.canonical([round(u * last) for last in most]) for u in levels]
     return list(dict.fromkeys(found))
 
 
@@ -97,9 +108,10 @@ def draw(space: Space, generator: torch.Generator) -> Genotype:
         return whole
     if kind < WHOLE_SHARE + EVEN_SHARE:
         return narrow[int(level * len(narrow))]
-    sizes = [len(choice.options) for choice in space.choices]
-    drawn = torch.rand(len(sizes), generator=generator).tolist()
-    return space.canonical([int(u * size) for u, size in zip(drawn, sizes, strict=True)])
+    drawn = torch.rand(len(space.choices), generator=generator).tolist()
+    return space.canonical(
+        [int(u * len(choice.options)) for u, choice in zip(drawn, space.choices, strict=True)]
+    )
 
 
 def flops(supernet: Supernet, genotype: Sequence[int], example: Tensor) -> float:
@@ -146,9 +158,13 @@ def choose(
     return sorted(kept, key=lambda genotype: (problem.cost(genotype), genotype))
 
 
-def chosen(supernet: Supernet, genotypes: Sequence[Genotype], x: Tensor) -> Subnets:
-    """Subnets with weights of their own, and the statistics of these training inputs."""
-    subnets = Subnets(supernet, genotypes)
-    for network in subnets.networks:
-        gather_statistics(network, [x[:STATISTICS_ROWS]])
-    return subnets.eval()
+def chosen(
+    supernet: Supernet, genotypes: Sequence[Genotype], spec: Mapping[str, Any], seen: Tensor
+) -> tuple[Subnets, dict[str, Any]]:
+    """Subnets with weights of their own and the statistics of these inputs; their description."""
+    found = {**spec, "subnets": [sizes(supernet.space, genotype) for genotype in genotypes]}
+    subnets = Subnets(found)
+    for network, genotype in zip(subnets.networks, genotypes, strict=True):
+        network.load_state_dict(supernet.extract(genotype).state_dict())
+        gather_statistics(network, [seen[:STATISTICS_ROWS]])
+    return subnets.eval(), found

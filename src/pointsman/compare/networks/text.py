@@ -6,7 +6,7 @@ token takes as many as score above zero. All are causal. One number says how muc
 spends: k, or for ReLU the share of a token's best score that an expert must reach.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 
@@ -57,9 +57,10 @@ class Attention(nn.Module):
         return result
 
 
-def dense_feed_forward(width: int) -> nn.Module:
-    """The usual feed-forward, four times as wide inside."""
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+def dense_feed_forward(width: int, inner: int = 0) -> nn.Module:
+    """The usual feed-forward, four times as wide inside unless said otherwise."""
+    inner = inner or 4 * width
+    return nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
 
 
 def routed_feed_forward(width: int, experts: int) -> MoE:
@@ -147,10 +148,19 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Byte-level language model: ids (n, L) → logits (n, L, 256) for the byte that follows.
 
-    A plain one is a `pointsman.depth` trunk, so that exits can be put after its blocks.
+    A plain one is a `pointsman.depth` trunk, so that exits can be put after its blocks, and its
+    feed-forwards may have inner sizes of their own.
     """
 
-    def __init__(self, width: int, layers: int, context: int, feed_forward: str, experts: int = 8):
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        context: int,
+        feed_forward: str,
+        experts: int = 8,
+        inner: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         makers: dict[str, Callable[[int], nn.Module]] = {
             "dense": dense_feed_forward,
@@ -161,7 +171,9 @@ class Transformer(nn.Module):
         make = makers[feed_forward]
         self.bytes = nn.Embedding(BYTES, width)
         self.positions = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, make(width)) for _ in range(layers))
+        plain = [dense_feed_forward(width, size) for size in inner]
+        parts = plain or [make(width) for _ in range(layers)]
+        self.blocks = nn.ModuleList(Block(width, part) for part in parts)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, BYTES, bias=False)
         for embedding in (self.bytes, self.positions):
             nn.init.normal_(embedding.weight, std=0.1)

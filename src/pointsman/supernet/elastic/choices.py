@@ -126,7 +126,9 @@ def _stacks(plan: Plan, pattern: str | None) -> list[tuple[str, nn.Module]]:
     if pattern is None:
         return [longest_stack(plan.model)]
     found = matching(plan.model, pattern)
-    stacks = [(name, m) for name, m in found if isinstance(m, nn.ModuleList | nn.Sequential)]
+    stacks: list[tuple[str, nn.Module]] = [
+        (name, m) for name, m in found if isinstance(m, nn.ModuleList | nn.Sequential)
+    ]
     if not stacks:
         name, module = found[0]
         raise InputError(

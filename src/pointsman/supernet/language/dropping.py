@@ -119,10 +119,8 @@ class SublayerDropping:
             for batch in batches:
                 with body.in_force(), _streams(body.body, self._units) as streams:
                     call(body.body, batch)
-                for name, pair in streams.items():
-                    likeness = functional.cosine_similarity(
-                        *(stream.double() for stream in pair), dim=-1
-                    )
+                for name, (before, after) in streams.items():
+                    likeness = functional.cosine_similarity(before.double(), after.double(), dim=-1)
                     total[name] += float(likeness.sum())
                 tokens += likeness.numel()
         self.supernet_.use([1] * len(self.supernet_.space.choices))

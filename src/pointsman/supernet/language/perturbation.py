@@ -14,18 +14,18 @@ Until enough parameters are gone, a round
 
 No gradient and no optimiser is kept, so pruning fits where inference does.
 
-Where we depart: the ridge is solved instead of descended to, so it has no starting point;
-coefficients are divided by the parameters of their unit before units of several sizes are compared,
-as what has to go is parameters; units removed are zeros until the end, when the network is cut
-once. A mask and its complement are constant in their sum, so that k masks hold only about k / 2
-directions: without `paired` the same number of masks says more, and it is left to choose.
+Where we depart: the paper descends from coefficients that equal the prior, here the ridge is solved
+and its penalty is on what departs from the prior times a fitted factor; coefficients are divided by
+the parameters of their unit before units of several sizes are compared, as what has to go is
+parameters; units removed are zeros until the end, when the network is cut once. A mask and its
+complement are constant in their sum, so that k masks hold only about k / 2 directions: without
+`paired` the same number of masks says more, and it is left to choose.
 
 Legend: U units of a group, C candidates, M masks.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -35,12 +35,10 @@ from torch import Tensor, nn
 from pointsman.errors import InputError
 from pointsman.modules import evaluating
 from pointsman.supernet.channels import ChannelGroup, channel_groups, narrow
-from pointsman.supernet.language.calling import call
+from pointsman.supernet.language.units import Prior, Units, input_dim, inputs_read
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Utility = Callable[[nn.Module], float]  # higher is better
-# (model, group, size (features,) of what each linear layer reads, by name) -> (U,) at least 0
-Prior = Callable[[nn.Module, ChannelGroup, Mapping[str, Tensor]], Tensor]
 
 PENALTIES = (1e-4, 1e-2, 1.0, 1e2)
 FOLDS = 5
@@ -56,7 +54,7 @@ def weighted_inputs(model: nn.Module, group: ChannelGroup, read: Mapping[str, Te
     total_U = torch.zeros(group.size, dtype=torch.float64)
     for part in group.slices:
         module, _, tensor = part.name.rpartition(".")
-        dim = _input_dim(model.get_submodule(module))
+        dim = input_dim(model.get_submodule(module))
         if tensor == "weight" and module in read and part.dim == dim:
             by_input = weights[part.name].detach().abs().double().sum(dim=1 - dim) * read[module]
             total_U += by_input[part.rows_UR].sum(dim=1)
@@ -82,7 +80,7 @@ def draw_masks(
     """
     off = max(1, len(prior_C) // 2)
     chance_C = prior_C.max() - prior_C + 1e-3 * (np.ptp(prior_C) + 1e-12)
-    masks = []
+    masks: list[Array] = []
     while len(masks) < count:
         mask = np.ones(len(prior_C))
         mask[rng.choice(len(prior_C), off, replace=False, p=chance_C / chance_C.sum())] = 0
@@ -90,36 +88,49 @@ def draw_masks(
     return np.array(masks)
 
 
-def mask_effects(masks_MC: Array, utility_M: Array) -> Array:
+def mask_effects(masks_MC: Array, utility_M: Array, prior_C: Array | None = None) -> Array:
     """(C,) how much of the utility each candidate brings: coefficients of a ridge regression.
 
     Its penalty is the one of `PENALTIES` (times the number of masks) with the highest Kendall rank
     correlation of predicted and measured utility in five folds, in which pairs stay together.
+
+    Args:
+        masks_MC: 1 where a candidate is on.
+        utility_M: measured.
+        prior_C: what the candidates are taken to bring, up to a common factor, which is fitted;
+            the penalty is on what departs from it. None: nothing.
     """
     from scipy.stats import kendalltau
 
     folds = np.arange(len(masks_MC)) // 2 % FOLDS
+    prior = np.zeros(masks_MC.shape[1]) if prior_C is None else prior_C
 
     def agreement(penalty: float) -> float:
         predicted = np.zeros(len(masks_MC))
         for fold in np.unique(folds):
             held = folds == fold
-            slope, level = _ridge(masks_MC[~held], utility_M[~held], penalty)
+            slope, level = _ridge(masks_MC[~held], utility_M[~held], penalty, prior)
             predicted[held] = masks_MC[held] @ slope + level
         found = float(kendalltau(predicted, utility_M).statistic)
         return found if np.isfinite(found) else -1.0
 
     several = len(np.unique(folds)) > 1
     best = max(PENALTIES, key=agreement) if several else PENALTIES[1]
-    return _ridge(masks_MC, utility_M, best)[0]
+    return _ridge(masks_MC, utility_M, best, prior)[0]
 
 
-def _ridge(masks_MC: Array, utility_M: Array, penalty: float) -> tuple[Array, float]:
-    """Coefficients (C,) and the intercept, which is not penalised."""
+def _ridge(
+    masks_MC: Array, utility_M: Array, penalty: float, prior_C: Array
+) -> tuple[Array, float]:
+    """Coefficients (C,) and the intercept; neither it nor the factor of the prior is penalised."""
     middle_C, level = masks_MC.mean(axis=0), float(utility_M.mean())
-    centred = masks_MC - middle_C
+    centred, rest_M = masks_MC - middle_C, utility_M - level
+    expected_M = centred @ prior_C
+    spread = float(expected_M @ expected_M)
+    factor = max(float(expected_M @ rest_M) / spread, 0.0) if spread > 0 else 0.0
+    rest_M = rest_M - factor * expected_M
     gram = centred.T @ centred / len(centred) + penalty * np.eye(len(middle_C)) / 4
-    slope_C: Array = np.linalg.solve(gram, centred.T @ (utility_M - level) / len(centred))
+    slope_C = factor * prior_C + np.linalg.solve(gram, centred.T @ rest_M / len(centred))
     return slope_C, level - float(middle_C @ slope_C)
 
 
@@ -183,7 +194,7 @@ class PerturbationPruning:
         if not found:
             raise InputError("nothing in this model can be removed exactly: give `groups`")
         work = copy.deepcopy(model)
-        units = _Units(work, found)
+        units = Units(work, found)
         rng = np.random.default_rng(self.seed)
         self.evaluations_ = 0
         goal = self.share * units.total
@@ -201,14 +212,14 @@ class PerturbationPruning:
     def _round(
         self,
         work: nn.Module,
-        units: "_Units",
+        units: Units,
         example: Any,
         utility: Utility,
         most: float,
         rng: np.random.Generator,
     ) -> bool:
         """Remove units of `most` parameters, at least one; False: there was none to remove."""
-        prior = units.priors(_inputs_read(work, example), self.prior)
+        prior = units.priors(inputs_read(work, example), self.prior)
         # p is meant of what is left, or the last rounds would run out of candidates
         share = min(1.0, 2 * self.step * units.total / (units.total - units.removed))
         candidates = units.candidates(prior, share)
@@ -220,8 +231,8 @@ class PerturbationPruning:
             measured = np.array(
                 [self._measure(work, units, candidates, m, utility) for m in masks_MC]
             )
-            worth = mask_effects(masks_MC, measured)
-            worth = worth / np.array([units.size(unit) for unit in candidates])
+            sizes = np.array([units.size(unit) for unit in candidates])
+            worth = mask_effects(masks_MC, measured, worth * sizes) / sizes
         removed = 0.0
         for at in np.argsort(worth, kind="stable"):
             if removed >= most - 1e-9:
@@ -232,7 +243,7 @@ class PerturbationPruning:
     def _measure(
         self,
         work: nn.Module,
-        units: "_Units",
+        units: Units,
         candidates: Sequence[tuple[int, int]],
         mask_C: Array,
         utility: Utility,
@@ -244,109 +255,3 @@ class PerturbationPruning:
         if not np.isfinite(found):
             raise InputError(f"a utility is a finite number, got {found}")
         return found
-
-
-class _Units:
-    """The units of several groups, (group, index), and which are left; those gone are zeros."""
-
-    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
-        self.model, self.groups = model, tuple(groups)
-        self.alive = [torch.ones(group.size, dtype=torch.bool) for group in groups]
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self._owned = [
-            [(tensors[part.name], part.dim, part.rows_UR) for part in group.slices]
-            for group in groups
-        ]
-        self._sizes = [
-            float(sum(rows.shape[1] * t.numel() / t.shape[dim] for t, dim, rows in owned))
-            for owned in self._owned
-        ]
-        self.total = sum(s * g.size for s, g in zip(self._sizes, groups, strict=True))
-        self.removed = 0.0
-
-    def size(self, unit: tuple[int, int]) -> float:
-        """Parameters of a unit."""
-        return self._sizes[unit[0]]
-
-    def kept(self) -> dict[ChannelGroup, list[int]]:
-        """What is left, by group."""
-        alive = zip(self.groups, self.alive, strict=True)
-        return {group: alive_U.nonzero().flatten().tolist() for group, alive_U in alive}
-
-    def priors(self, read: Mapping[str, Tensor], prior: Prior) -> dict[tuple[int, int], float]:
-        """Of the units left, as multiples of their mean in the group."""
-        found = {}
-        for at, (group, alive_U) in enumerate(zip(self.groups, self.alive, strict=True)):
-            worth_U = prior(self.model, group, read).double()
-            mean = float(worth_U[alive_U].mean()) or 1.0
-            for unit in alive_U.nonzero().flatten().tolist():
-                found[at, unit] = float(worth_U[unit]) / mean
-        return found
-
-    def candidates(
-        self, prior: Mapping[tuple[int, int], float], share: float
-    ) -> list[tuple[int, int]]:
-        """This share of the units left in each group, those of the lowest prior; one stays."""
-        found: list[tuple[int, int]] = []
-        for at, alive_U in enumerate(self.alive):
-            left = [(at, unit) for unit in alive_U.nonzero().flatten().tolist()]
-            count = min(int(np.ceil(share * len(left) - 1e-9)), len(left) - 1)
-            found += sorted(left, key=prior.__getitem__)[:count]
-        return found
-
-    def remove(self, unit: tuple[int, int]) -> float:
-        """Zero a unit for good; its parameters."""
-        with torch.no_grad():
-            self._zero([unit])
-        self.alive[unit[0]][unit[1]] = False
-        self.removed += self.size(unit)
-        return self.size(unit)
-
-    @contextmanager
-    def without(self, off: Sequence[tuple[int, int]]) -> Iterator[None]:
-        """These units are zeros meanwhile."""
-        with torch.no_grad():
-            before = self._zero(off)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, whole in before:
-                    tensor.copy_(whole)
-
-    def _zero(self, off: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
-        """Copies of all tensors that change, once each, before they do."""
-        before: dict[int, tuple[Tensor, Tensor]] = {}
-        for at, owned in enumerate(self._owned):
-            gone = torch.tensor([unit for group, unit in off if group == at], dtype=torch.long)
-            for tensor, dim, rows_UR in owned if len(gone) else ():
-                before.setdefault(id(tensor), (tensor, tensor.clone()))
-                tensor.index_fill_(dim, rows_UR[gone].flatten(), 0)
-        return list(before.values())
-
-
-def _input_dim(module: nn.Module) -> int:
-    # transformers' Conv1D holds inputs first
-    return 0 if type(module).__name__ == "Conv1D" else 1
-
-
-@torch.no_grad()
-def _inputs_read(model: nn.Module, example: Any) -> dict[str, Tensor]:
-    """Root of the summed squares of each feature (features,) that a linear layer reads, by name."""
-    squares: dict[str, Tensor] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-
-            def note(module: nn.Module, inputs: Any, name: str = name) -> None:
-                x = inputs[0].double().flatten(0, -2).square().sum(dim=0)
-                squares[name] = squares[name] + x if name in squares else x
-
-            handles.append(module.register_forward_pre_hook(note))
-    try:
-        with evaluating(model):
-            call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: square.sqrt() for name, square in squares.items()}

@@ -95,7 +95,7 @@ class GaussianProcess:
         """Condition on observations, with the lengths and the nugget as they are."""
         self._x, self._c = x_ND, c_N1
         own = self.nugget_ * np.eye(len(y_N))
-        self._root = np.linalg.cholesky(self.kernel(x_ND, c_N1, x_ND, c_N1) + own)
+        self._root = _root(self.kernel(x_ND, c_N1, x_ND, c_N1) + own)
         ones_N, white_N = _whitened(self._root, y_N)
         self.mean_ = float(ones_N @ white_N / (ones_N @ ones_N))
         self._rest = white_N - self.mean_ * ones_N
@@ -179,6 +179,10 @@ class Posterior:
         self._open = []
 
 
+def _root(covariance_NN: Array) -> Array:
+    return np.asarray(np.linalg.cholesky(covariance_NN), dtype=np.float64)
+
+
 def _whitened(root_NN: Array, y_N: Array) -> tuple[Array, Array]:
     from scipy.linalg import solve_triangular
 
@@ -189,7 +193,7 @@ def _whitened(root_NN: Array, y_N: Array) -> tuple[Array, Array]:
 
 def _likelihood(covariance_NN: Array, y_N: Array) -> float:
     """Logarithm, up to a constant, with the scale at its best and the mean integrated out."""
-    root_NN = np.linalg.cholesky(covariance_NN)
+    root_NN = _root(covariance_NN)
     ones_N, white_N = _whitened(root_NN, y_N)
     weight = float(ones_N @ ones_N)
     rest_N = white_N - ones_N * float(ones_N @ white_N) / weight

@@ -135,7 +135,7 @@ class GenotypeDiffusion:
     def genotypes(self, vectors: Tensor) -> list[Genotype | None]:
         """What each vector stands for; None where some choice is not clear."""
         found: list[Genotype | None] = []
-        clear = [part > CLEAR for part in vectors.split(self.parts, dim=1)]
+        clear = [part > CLEAR for part in torch.split(vectors, self.parts, dim=1)]
         for row in range(len(vectors)):
             one = all(int(part[row].sum()) == 1 for part in clear)
             found.append(tuple(int(part[row].int().argmax()) for part in clear) if one else None)
@@ -149,7 +149,7 @@ class GenotypeDiffusion:
     def _log_chances(self, noisy: Tensor, size: Tensor) -> Tensor:
         """(N, F) logarithm of the chance of each option, given the noisy vector."""
         logits = noisy / size[:, None] ** 2 + _seen(self.denoiser_, noisy, size)
-        return torch.cat([p.log_softmax(1) for p in logits.split(self.parts, dim=1)], 1)
+        return torch.cat([p.log_softmax(1) for p in torch.split(logits, self.parts, dim=1)], 1)
 
     def _drift(self, x: Tensor, size: Tensor, guidance: float) -> Tensor:
         sizes = size.expand(len(x))
@@ -171,7 +171,8 @@ class GenotypeDiffusion:
             size = SMALLEST * (LARGEST / SMALLEST) ** share
             noise = torch.randn(BATCH, x_NF.shape[1], generator=generator)
             optimiser.zero_grad()
-            loss(x_NF[rows] + size[:, None] * noise, size, rows).backward()
+            missed = loss(x_NF[rows] + size[:, None] * noise, size, rows)
+            missed.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         network.eval()

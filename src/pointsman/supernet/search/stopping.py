@@ -221,6 +221,7 @@ class ByPrediction:
         warm: whole evaluations before the first candidate is stopped; one regression a step is
             fitted on them, once.
         sure: probability of being no better at which a candidate is stopped.
+        candidates: settings that each regression tries.
         seed: of the regressions.
     """
 
@@ -231,10 +232,11 @@ class ByPrediction:
         features: Callable[[Genotype], Array] | None = None,
         warm: int = 30,
         sure: float = 0.95,
+        candidates: int = 20,
         seed: int = 0,
     ) -> None:
         self.steps, self.look, self.features = steps, tuple(look), features
-        self.warm, self.sure, self.seed = warm, sure, seed
+        self.warm, self.sure, self.candidates, self.seed = warm, sure, candidates, seed
         self.best = -math.inf
         self._whole: list[Evaluation] = []
         self._models: dict[int, CurveRegression] = {}
@@ -263,7 +265,7 @@ class ByPrediction:
         if self.features is not None:
             features_NF = np.array([self.features(each.genotype) for each in self._whole])
         for seen in self.look:
-            self._models[seen] = CurveRegression(seed=self.seed).fit(
+            self._models[seen] = CurveRegression(self.candidates, seed=self.seed).fit(
                 curves_NT[:, :seen], curves_NT[:, -1], features_NF
             )
 

@@ -98,7 +98,7 @@ class LocalWorkers:
     def _end(self, *, kill: bool = False) -> None:
         if self._pool is None:
             return
-        processes = list(self._pool._processes.values()) if kill else []
+        processes = list((self._pool._processes or {}).values()) if kill else []
         for process in processes:
             process.kill()
         self._pool.shutdown(wait=not kill, cancel_futures=True)

@@ -1,4 +1,6 @@
-"""Sampling from a learned distribution as a search (DiffusionNAG: An et al. 2023, arXiv 2305.16943).
+"""Search by sampling from a learned distribution.
+
+DiffusionNAG: An et al. 2023, arXiv 2305.16943.
 
 The distribution is learned once from genotypes of the space, which need no evaluation. In each turn
 a guide is fitted to the evaluations so far, candidates are sampled under its gradient, and a second

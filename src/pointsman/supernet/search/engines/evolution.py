@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pointsman.errors import InputError
-from pointsman.supernet.search.drawing import affordable_start
+from pointsman.supernet.search.drawing import Drawing
 from pointsman.supernet.search.engine import Proposals
 from pointsman.supernet.search.problem import Problem
 from pointsman.supernet.space import Genotype, Space
@@ -14,7 +14,7 @@ from pointsman.supernet.space import Genotype, Space
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 POPULATION = 20
-IDLE = 50  # generations without a new genotype, after which evolution has converged
+IDLE = 20  # generations without a new genotype, after which some are drawn by chance
 
 
 def nsga2(
@@ -33,21 +33,29 @@ def nsga2(
     Raises:
         InputError: a population of fewer than two, or pymoo is not installed.
     """
-    affordable_start(problem)
+    drawing = Drawing(problem, np.random.default_rng(seed))
     algorithm = started(problem.space, seed, population=population, mutation=mutation)
     seen: dict[Genotype, float] = {}
     idle = 0
-    while idle < IDLE:
+    while True:
         asked = algorithm.ask()
+        if asked is None:  # mating gives nothing that the population does not hold
+            break
         genotypes = [problem.space.canonical(row) for row in asked.get("X").round().astype(int)]
-        new = [g for g in dict.fromkeys(genotypes) if g not in seen and problem.affordable(g)]
+        new = [genotype for genotype in dict.fromkeys(genotypes) if drawing.new(genotype)]
         idle = 0 if new else idle + 1
+        if idle == IDLE:
+            new, idle = drawing.draw(population), 0
+            if not new:
+                return
         if new:
-            answers = yield new
-            for each in answers:
+            drawing.take(new)
+            for each in (yield new):
                 seen[each.genotype] = np.inf if each.failed else -each.quality
         goals = _judged(genotypes, seen, problem)
         tell(algorithm, asked, goals, beyond_budget(problem, genotypes))
+    while drawn := drawing.draw(population):
+        yield drawn
 
 
 def _judged(

@@ -80,6 +80,8 @@ def _evolved(
     algorithm = started(problem.space, draw, population=population)
     for _ in range(generations):
         asked = algorithm.ask()
+        if asked is None:  # mating gives nothing that the population does not hold
+            break
         found = [problem.space.canonical(row) for row in asked.get("X").round().astype(int)]
         tell(algorithm, asked, judged(found), beyond_budget(problem, found))
     return [problem.space.canonical(row) for row in algorithm.pop.get("X").round().astype(int)]
