@@ -289,7 +289,7 @@ def test_a_record_says_what_its_figures_say(claim):
 
 @pytest.mark.parametrize(
     "claim",
-    [claim for claim in CLAIMS if claim.level in ("moe", "depth", "steps")],
+    [claim for claim in CLAIMS if claim.level in ("moe", "depth", "steps", "supernet")],
     ids=lambda claim: claim.slug,
 )
 def test_a_system_says_what_it_is_made_of_and_by(claim):

@@ -70,15 +70,20 @@ class Block(nn.Module):
 
 
 class SmallDecoder(nn.Module):
-    """Bytes (n, S) → logits (n, S, 128) of the byte that follows each."""
+    """Bytes (n, S) → logits (n, S, 128) of the byte that follows each.
 
-    def __init__(self, seed: int = 0) -> None:
+    Args:
+        seed: of the weights.
+        layers: blocks.
+    """
+
+    def __init__(self, seed: int = 0, layers: int = LAYERS) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.bytes = nn.Embedding(BYTES, WIDTH)
             self.places = nn.Embedding(CONTEXT, WIDTH)
-            self.blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(LAYERS))
+            self.blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(layers))
             self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, BYTES, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ What was settled:
 - Rounds of 10% with 60 masks each, on 16 windows, instead of 5% with 200 masks on 32 samples: it is
   a matter of seconds here, and candidates are fewer. Masks are drawn without complements, because
   pairs hold half as many directions (see the part).
+- The regression departs from the prior, as the paper's does: there are fewer masks than candidates.
+  Its first version here did not, and lost to the prior alone (11.7 against 11.4 in the mean over
+  the seeds); it was put right on seed 100, where perplexity fell from 11.2 to 10.5.
 - The prior alone takes the same rounds, removes by the prior, and takes it anew each round. Random
   removal is the mean over three draws.
 - Losses are measured on files that no mask was judged on.
@@ -50,7 +53,7 @@ def quick() -> None:
         must(rank > 0.95, f"planted effects are recovered, got a rank correlation of {rank:.2f}")
     import torch
 
-    model = SmallDecoder(0)
+    model = SmallDecoder(0, layers=2)
     ids = windows(torch.arange(2000) % 128, 2, 0)[:, :-1]
     pruned = PerturbationPruning(SHARE, step=0.25, masks=0).fit(model, ids, lambda net: 0.0).pruned_
     sizes = [
@@ -61,7 +64,7 @@ def quick() -> None:
         )
         for net in (model, pruned)
     ]
-    must(abs(sizes[1] / sizes[0] - (1 - SHARE)) < 0.02, f"half of the units' parameters, {sizes}")
+    must(abs(sizes[1] / sizes[0] - (1 - SHARE)) < 0.05, f"half of the units' parameters, {sizes}")
     with torch.no_grad():
         must(bool(pruned(ids).isfinite().all()), "the smaller network runs")
 

@@ -106,4 +106,6 @@ CLAIM = Claim(
         "parameters": "parameters: Spearman",
         "beyond parameters": "gradsign: Spearman beyond parameters",
     },
+    note="SynFlow, Jacobian covariance and NASWOT have no value for 7 to 9 of the cells, which are left "
+    "out of their correlations.",
 )

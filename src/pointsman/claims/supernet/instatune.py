@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pointsman.supernet.space import Genotype
     from pointsman.supernet.supernet import Supernet
 
-PRETRAINING, UPDATES, BATCH, RATE, TEST, SUBNETS = 140, 50, 16, 3e-3, 32, 12
+PRETRAINING, UPDATES, BATCH, RATE, TEST, SUBNETS = 100, 120, 16, 3e-3, 48, 12
 PATHS = 1  # subnets an update, beside the whole network
 SHARES = (0.6, 0.7)  # of the MACs
 
@@ -139,9 +139,12 @@ def _drawn(net: "Supernet", seed: int) -> list["Genotype"]:
     import numpy as np
     import torch
 
-    from pointsman.supernet.costs import count_mflops
+    from pointsman.cost import count_flops
 
-    cost = count_mflops(net, torch.zeros(1, 64, dtype=torch.long))
+    def cost(genotype: "Genotype") -> float:
+        net.use(genotype)
+        return float(count_flops(net, torch.zeros(1, 64, dtype=torch.long)))
+
     whole, rng = cost(net.in_force), np.random.default_rng(seed)
     found: dict[Any, None] = {}
     while len(found) < SUBNETS:

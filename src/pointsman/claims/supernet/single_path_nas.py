@@ -10,7 +10,7 @@ architecture and cost are trained in one run, once for each lambda. The parts ar
 `supernet.relax.Thresholds` and `supernet.relax.expected_cost` on an elastic network.
 
 What was settled:
-- Three residual blocks (pointwise, depthwise 5x5, pointwise) of 8 channels with 24 inside, on noisy
+- Two residual blocks (pointwise, depthwise 5x5, pointwise) of 8 channels with 16 inside, on noisy
   digits of 8x8; options a block: kernel 3 or 5, all or half of the inner channels, or skipped.
 - R is counted in MFLOPs, not measured: the order of so small a network's times is noise. Sizes are
   in those of the start, thresholds start at a half, with a rate of their own (tuned, with lambda's
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from pointsman.supernet.space import Genotype
     from pointsman.supernet.supernet import Supernet
 
-BLOCKS, WIDTH, INNER = 3, 8, 24
+BLOCKS, WIDTH, INNER = 2, 8, 16
 LAMBDAS = (0.0, 0.05, 0.15, 0.5, 1.5)
-UPDATES, BATCH = 200, 64
+UPDATES, BATCH = 150, 48
 RATE, THRESHOLD_RATE = 5e-3, 2e-2
 
 

@@ -119,6 +119,6 @@ CLAIM = Claim(
         "transport, cut": "transport: cut",
         "magnitude, cut": "magnitude: cut",
     },
-    note="Right after the cut the masks are far ahead (91.8% against 63.0%); after fine-tuning they "
-    "are one test input behind in one of three seeds, which the criterion does not allow.",
+    note="Right after the cut the masks are far ahead (91.8% against 63.0%); after fine-tuning "
+    "they are one test input behind in one of three seeds, which the criterion does not allow.",
 )

@@ -138,7 +138,7 @@ class PerturbationPruning:
     """Prune heads and hidden units by forward passes alone.
 
     Args:
-        share: of the parameters of all units, how many go in all.
+        share: of the parameters of all units, how many go in all; the last unit may exceed it.
         step: p, of the same, how many go in a round.
         masks: M of a round; 0: the prior alone decides.
         prior: what units are worth before any is switched off.

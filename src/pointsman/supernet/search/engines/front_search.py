@@ -33,7 +33,7 @@ STRATA = 10  # times as many drawn, from which the first are taken evenly over c
 SHORTLIST = 500  # candidates that are followed from one answer to the next
 GROWTH = 1.4  # of the number of evaluations between two looks at all candidates
 PARENTS = 50  # of the last shortlist, beside the front
-POOL = 2000  # candidates of a space that is too large to list
+POOL = 1000  # candidates of a space that is too large to list
 MARGIN = 0.1  # of the reference point, beyond the dearest candidate
 
 

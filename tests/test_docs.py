@@ -1,12 +1,12 @@
-"""docs/depth.md and docs/steps.md: their examples run, and the table names real tests."""
+"""The pages of the levels: their examples run, and the tables of features name real tests."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGES = {name: ROOT / "docs" / f"{name}.md" for name in ("depth", "steps")}
+ROOT = Path(__file__).parents[1]
+PAGES = {name: ROOT / "docs" / f"{name}.md" for name in ("depth", "steps", "supernet")}
 
 
 def text_of(name: str) -> str:
@@ -25,8 +25,9 @@ def test_the_examples_of_the_page_run_in_order(
         exec(compile(example, f"docs/{name}.md", "exec"), names)
 
 
-def test_every_feature_of_depth_that_is_claimed_names_a_test() -> None:
-    table = text_of("depth").split("<!-- features -->")[1].split("<!-- /features -->")[0]
+@pytest.mark.parametrize("name", ["depth", "supernet"])
+def test_every_feature_that_is_claimed_names_a_test(name: str) -> None:
+    table = text_of(name).split("<!-- features -->")[1].split("<!-- /features -->")[0]
     rows = [row.split(" | ") for row in table.strip().splitlines()[2:]]
     assert len(rows) > 20
     for feature, ours, *_ in rows:
