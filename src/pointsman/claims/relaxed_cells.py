@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 
 from pointsman.claims.architectures import (
     CELL_RATE,
-    CELLS,
     NOISE,
     OPERATIONS,
     cell_network,
@@ -125,11 +124,6 @@ def skip_share(genotype: Genotype) -> float:
     """Share of skip connections among the edges that are there."""
     taken = [OPERATIONS[index] for index in genotype if OPERATIONS[index] not in NEVER]
     return taken.count("skip") / max(len(taken), 1)
-
-
-def every_cell() -> list[Genotype]:
-    """Those without "none", as DARTS-like searches derive them."""
-    return [g for g in CELLS.enumerate() if OPERATIONS.index("none") not in g]
 
 
 def stored(supernet: nn.Module, run: Callable[[], Tensor]) -> int:

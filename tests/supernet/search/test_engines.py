@@ -140,7 +140,7 @@ def test_a_space_with_one_member_is_one_evaluation(engine):
     assert search(problem, engine, 10) == [Evaluation((0,), 0.5, 0.0)]
 
 
-@pytest.mark.parametrize("name", ["random", "front_search", "front_search, batches", "tpe"])
+@pytest.mark.parametrize("name", ["random", "front_search", "front_search, batches", "nsga2"])
 def test_a_small_space_is_evaluated_to_its_end(name):
     assert len(search(small(), ENGINES[name], 100)) == SMALL.count()
 

@@ -184,4 +184,7 @@ CLAIM = Claim(
         "0.15 removed": "threshold 0.15: share removed",
         "0.15 cut after": "threshold 0.15: dense cut to these ranks",
     },
+    note="At a threshold of 0.15 the dense network cut to the same ranks is as good, without any "
+    "further training; at 0.3 training in low rank is 17 points better. Cutting first and training "
+    "the factors with as many updates again is better than both.",
 )

@@ -68,8 +68,9 @@ def full(seed: int) -> Figures:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1000)
             for module in other.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
         rows = []
         for each in (network, other):
             with torch.no_grad():

@@ -40,13 +40,13 @@ def quick() -> None:
     scaled = gradsign(net, x, y, loss=lambda out, label: 7 * functional.cross_entropy(out, label))
     must(score == scaled, "the scale of the loss does not matter")
     torch.manual_seed(0)
-    linear = torch.nn.Sequential(torch.nn.Linear(64, 10))
+    linear = torch.nn.Linear(64, 10)
     same = gradsign(linear, x[:1].repeat(16, 1) + 0.5, y[:1].repeat(16))
     must(same == 16 * 640, f"equal inputs agree on every weight, got {same}")
     by_hand = torch.zeros(10, 64)
     for at in range(16):
         loss = functional.cross_entropy(linear(x[at : at + 1]), y[at : at + 1])
-        by_hand += torch.autograd.grad(loss, linear[0].weight)[0].sign()
+        by_hand += torch.autograd.grad(loss, linear.weight)[0].sign()
     must(gradsign(linear, x, y) == float(by_hand.abs().sum()), "one gradient for each input")
 
 
@@ -106,6 +106,6 @@ CLAIM = Claim(
         "parameters": "parameters: Spearman",
         "beyond parameters": "gradsign: Spearman beyond parameters",
     },
-    note="SynFlow, Jacobian covariance and NASWOT have no value for 7 to 9 of the cells, which are left "
-    "out of their correlations.",
+    note="SynFlow, Jacobian covariance and NASWOT have no value for 7 to 9 of the cells, which are "
+    "left out of their correlations.",
 )

@@ -1,7 +1,7 @@
 """Hardware-aware subnets (LINAS): evaluations and predictors in turn find the front with fewer.
 
 Cummings et al., "A Hardware-Aware System for Accelerating Deep Neural Network Optimization" (2022,
-arXiv 2202.12954); the search itself is described in arXiv 2205.10358.
+arXiv 2202.12954); the search itself is described in arXiv 2202.12954.
 
 A population of random subnets is evaluated; a predictor for each objective is fitted to all
 evaluations so far; NSGA-II runs long on the predictors alone; the population it ends with is

@@ -46,7 +46,7 @@ def quick() -> None:
     must(by_norm[1] < 1e-9, "the mean is kept")
     must(by_norm[0] < 0.7 * uniform[0], f"less variance, got {by_norm[0]} and {uniform[0]}")
     must(spread(0.5, True)[0] < uniform[0], "and so it is half-way")
-    must(biased[1] > 0.5 * np.linalg.norm(truth), "without division the mean moves")
+    must(biased[1] > 0.5 * float(np.linalg.norm(truth)), "without division the mean moves")
 
 
 def full(seed: int) -> Figures:

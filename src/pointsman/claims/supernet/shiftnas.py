@@ -103,7 +103,8 @@ def full(seed: int) -> Figures:
         train_supernet,
     )
 
-    data, found = noisy_digits(seed), {}
+    data = noisy_digits(seed)
+    found: dict[str, list[float]] = {}
     x, y = data.test.x, data.test.y
     for run in range(RUNS):
         own = seed * RUNS + run

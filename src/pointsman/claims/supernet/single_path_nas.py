@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pointsman.supernet.supernet import Supernet
 
 BLOCKS, WIDTH, INNER = 2, 8, 16
-LAMBDAS = (0.0, 0.05, 0.15, 0.5, 1.5)
+LAMBDAS = (0.0, 0.1, 0.15, 0.2, 0.3)
 UPDATES, BATCH = 150, 48
 RATE, THRESHOLD_RATE = 5e-3, 2e-2
 

@@ -58,7 +58,8 @@ class Binary(nn.Module):
     @property
     def scale(self) -> Tensor:
         """(O,) mean size of the real weights of each output; a constant for the gradient."""
-        return self.layer.weight.detach().abs().flatten(1).mean(dim=1)
+        size_O: Tensor = self.layer.weight.detach().abs().flatten(1).mean(dim=1)
+        return size_O
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer gives, of the same shape."""
@@ -66,7 +67,7 @@ class Binary(nn.Module):
         scaled = sign(self.layer.weight)
         if isinstance(self.layer, nn.Linear):
             return functional.linear(x, scaled) * self.scale
-        summed = self.layer._conv_forward(x, scaled, None)
+        summed: Tensor = self.layer._conv_forward(x, scaled, None)
         return summed * self.scale[:, None, None]
 
 

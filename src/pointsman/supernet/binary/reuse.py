@@ -84,7 +84,7 @@ class _ReusedLayer(nn.Module):
         x = sign(x) if self.inputs else x
         scale = self.get_buffer("scale")
         if self.window is None:
-            summed = self.products(x.reshape(-1, x.shape[-1]))
+            summed: Tensor = self.products(x.reshape(-1, x.shape[-1]))
             return (summed * scale).reshape(*x.shape[:-1], -1)
         patches_TNL = functional.unfold(x, **self.window)
         batch, _, places = patches_TNL.shape

@@ -2,7 +2,7 @@
 
 Ridge, support vectors or a random forest of scikit-learn, on the one-hot encoding of a space: the
 one with the least mean absolute error in cross-validation is fitted to everything (the first two
-and the rule are those of LINAS: Cummings et al. 2022, arXiv 2205.10358, which compares relative
+and the rule are those of LINAS: Cummings et al. 2022, arXiv 2202.12954, which compares relative
 errors; the absolute one does not explode where a quality is near 0). What the others missed in
 cross-validation says how far off a prediction is.
 

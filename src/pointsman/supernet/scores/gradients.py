@@ -71,6 +71,8 @@ def gradsign(
 
     Raises:
         InputError: no matrix or kernel.
+        ValueError: normalisation has a single value a channel to see in one input, such as
+            `BatchNorm1d` on vectors; such networks have no GradSign.
     """
     alone = without_running_statistics(network)
     weights = {name: weight.detach() for name, weight in matrices(alone).items()}

@@ -118,7 +118,7 @@ def _backward(
         value = (each if batch.weight is None else each * batch.weight).mean()
         if not value.isfinite():
             raise InputError(
-                f"a loss is a finite number, got {float(value)} for "
+                f"a loss is a finite number, got {float(value.detach())} for "
                 f"{named(supernet, path.genotype)}: lower the rate or clip the gradient"
             )
         (path.weight * value).backward()  # type: ignore[no-untyped-call]

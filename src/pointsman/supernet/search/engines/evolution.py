@@ -95,7 +95,7 @@ def started(
     """pymoo's algorithm on option indices, to be asked and told: two goals and a constraint.
 
     Simulated binary crossover (0.9, index 15) and polynomial mutation (index 20), both rounded, as
-    in DyNAS-T's searches (Cummings et al. 2022, arXiv 2205.10358).
+    in DyNAS-T's searches (Cummings et al. 2022, arXiv 2202.12954).
 
     Args:
         space: of the genotypes.

@@ -1,4 +1,4 @@
-"""LINAS: predictors and measurements in turn (Cummings et al. 2022, arXiv 2205.10358).
+"""LINAS: predictors and measurements in turn (Cummings et al. 2022, arXiv 2202.12954).
 
 A population is evaluated; predictors are fitted to all evaluations so far; a long NSGA-II runs on
 the predictors alone; the population it ends with is evaluated next. Only evaluated genotypes count.
