@@ -24,6 +24,7 @@ class Supernet(nn.Module):
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
+        self.training = body.training
         self.space = Space([dial.choice for dial in self.dials])
 
     @property

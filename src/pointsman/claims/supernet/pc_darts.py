@@ -106,7 +106,8 @@ def _step_costs() -> Figures:
     from pointsman.supernet.supernet import Supernet
 
     x = torch.rand(48, WIDE, 8, 8, generator=torch.Generator().manual_seed(0))
-    nets, seconds = [], ([], [])  # type: tuple[list[float], list[float]]
+    nets: list[Supernet] = []
+    seconds: tuple[list[float], list[float]] = ([], [])
     for parts in (1, PARTS):
         nets.append(Supernet(Cell({name: _edge(WIDE, parts, name) for name in EDGES})))
         Relaxation(nets[-1]).mix(nets[-1])

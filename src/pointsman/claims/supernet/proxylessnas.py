@@ -96,7 +96,7 @@ def full(seed: int) -> Figures:
                 updates=UPDATES,
                 architecture=optimiser,
                 weights_gate=GumbelGate(),
-                penalty=lambda _, expected=expected, weight=weight: weight * expected(),  # type: ignore[misc]
+                penalty=lambda _, expected=expected, weight=weight: weight * expected(),
                 warm_up=UPDATES // 4,
             )
             genotypes.append(relaxation.derive())

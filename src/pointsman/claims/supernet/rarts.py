@@ -39,7 +39,8 @@ def quick() -> None:
 
     def training(net: nn.Module) -> Tensor:
         w: Tensor = net()
-        return w**2 - 2 * alpha * w + alpha**2
+        value: Tensor = w**2 - 2 * alpha * w + alpha**2
+        return value
 
     def validation(net: nn.Module) -> Tensor:
         return alpha * net() - 2 * alpha + 1
@@ -49,8 +50,8 @@ def quick() -> None:
         (slope,) = first_order(net, [alpha], training, validation)
         (down,) = torch.autograd.grad(training(net), [net.value])
         with torch.no_grad():
-            net.value -= rate * down
-            alpha -= rate * slope
+            net.value.sub_(rate * down)
+            alpha.sub_(rate * slope)
     must(abs(float(alpha.detach()) - 2) < 0.02, "first-order DARTS ends at 2")
     weight, pull = 10.0, 100.0
     with torch.no_grad():
