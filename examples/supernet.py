@@ -11,15 +11,19 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pointsman.supernet import make_elastic
-from pointsman.supernet.certified import genotype_of, subnet_frontier
-from pointsman.supernet.costs import count_mflops, measure_subnets
+from pointsman.supernet import (
+    count_mflops,
+    genotype_of,
+    load_subnet,
+    make_elastic,
+    measure_subnets,
+    recalibrate,
+    save_subnet,
+    subnet_frontier,
+)
 from pointsman.supernet.elastic import Depth, Width
-from pointsman.supernet.recalibration import recalibrate
-from pointsman.supernet.saved import load_subnet, save_subnet
-from pointsman.supernet.search.engines.front_search import front_search
-from pointsman.supernet.search.problem import Problem, front
-from pointsman.supernet.search.run import search
+from pointsman.supernet.search import Problem, front, search
+from pointsman.supernet.search.engines import front_search
 from pointsman.supernet.training import (
     InheritedQuality,
     RandomBatches,

@@ -166,7 +166,59 @@ NAMES = {
         "relative_distance sample sliced_wasserstein step_outcomes straight"
     ),
     "pointsman.supernet": (
-        "Nested PrefixBatchNorm2d PrefixConv2d PrefixLayerNorm PrefixLinear make_elastic"
+        "Choice Count Genotype Nested PrefixBatchNorm2d PrefixConv2d PrefixLayerNorm "
+        "PrefixLinear Space Supernet broken_choices count_mflops count_parameters export_onnx "
+        "export_program genotype_of load_subnet magnitude make_elastic measure_subnets "
+        "recalibrate save_subnet subnet_frontier"
+    ),
+    "pointsman.supernet.binary": (
+        "Binary Reused SpanningTree TreeDistance make_binary reuse sign spanning_tree"
+    ),
+    "pointsman.supernet.channels": ("ChannelGroup Slice channel_groups narrow reorder zeroed"),
+    "pointsman.supernet.elastic": (
+        "Bits Blocks Cut Declaration Depth Dial Elastic Experts Heads Kernel NamedWidth OneOf "
+        "Operation Quantised Setting Skip Sliced Width"
+    ),
+    "pointsman.supernet.graphs": (
+        "Gather Graph GraphLayer format_choice format_costs inherit model_bits readout_scores "
+        "searchable_formats sparse_code unit_gate"
+    ),
+    "pointsman.supernet.language": (
+        "Nothing PerturbationPruning SkipSublayers Sublayer SublayerDropping call "
+        "find_sublayers layers_and_widths logits_of next_token_losses tidy weighted_inputs"
+    ),
+    "pointsman.supernet.low_rank": ("DynamicalLowRank LowRank make_low_rank rank_within"),
+    "pointsman.supernet.predictors": ("GaussianProcess QualityPredictor regressions"),
+    "pointsman.supernet.pruning": (
+        "BlockPruning Criterion Fading Measure Pruned PruningGame PruningReport "
+        "TransportPruning activation at_random batch_norm_scale gated_parameters latency macs "
+        "magnitude mixed_saliency parameters participation prune prune_by_blocks run_gated "
+        "taylor transport_mask trial_saliency unit_sums"
+    ),
+    "pointsman.supernet.relax": (
+        "ArchitectureGradient Draw ExpectedCost Gate GumbelGate Node PartialChannels Projection "
+        "Relaxation alternate architecture_gradients dirichlet_gate first_order keep_unsampled "
+        "operation_costs project release select_by_perturbation softmax_gate two_copies "
+        "two_copies_step two_path_gate unrolled"
+    ),
+    "pointsman.supernet.scores": (
+        "Agreement Score ScoreTable TRIVIAL ZERO_COST combined_scores epsinas flops grad_norm "
+        "gradsign jacob_cov naswot parameters partial_agreement rank_agreement score_networks "
+        "snip synflow"
+    ),
+    "pointsman.supernet.search": (
+        "Engine Evaluation Problem Proposals breaking_options front hypervolume "
+        "hypervolume_share search"
+    ),
+    "pointsman.supernet.search.engines": (
+        "diffusion_search front_search linas nsga2 optuna_nsga2 random_search reinforce sampled tpe"
+    ),
+    "pointsman.supernet.training": (
+        "BalancedPaths Batch Batches FairPaths ImportanceBatches ImportancePaths "
+        "InheritedQuality LevelPaths LoaderBatches Path Paths RandomBatches SandwichPaths "
+        "SortedPaths Split SplitWeights UniformPaths WeightExperts best_split cross_entropy "
+        "disagreement largest_cut path_evolution ranking several_weights share_right "
+        "soft_cross_entropy split_weights train_supernet"
     ),
 }
 LEVELS = "route cost errors select learn run depth steps moe supernet pool"

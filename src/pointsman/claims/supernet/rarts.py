@@ -39,11 +39,11 @@ def quick() -> None:
 
     def training(net: nn.Module) -> Tensor:
         w: Tensor = net()
-        value: Tensor = w**2 - 2 * alpha * w + alpha**2
-        return value
+        return w**2 - 2 * alpha * w + alpha**2
 
     def validation(net: nn.Module) -> Tensor:
-        return alpha * net() - 2 * alpha + 1
+        y: Tensor = net()
+        return alpha * y - 2 * alpha + 1
 
     net, rate = Weight(), 0.1
     for _ in range(300):
