@@ -71,8 +71,9 @@ def engine_of(name: str, batch: int) -> Engine:
     if name not in ENGINES:
         raise InputError(f"--engine is one of {', '.join(ENGINES)}, got {name!r}")
     module, function = ENGINES[name].split(":")
-    engine: Engine = getattr(import_module(f"pointsman.supernet.search.engines.{module}"), function)
-    return partial(engine, batch=batch) if name in AT_A_TIME else engine
+    found = getattr(import_module(f"pointsman.supernet.search.engines.{module}"), function)
+    engine: Engine = partial(found, batch=batch) if name in AT_A_TIME else found
+    return engine
 
 
 def facts_of(subnets: Subnets, data: Dataset, seed: int, standardise: bool) -> dict[str, str]:

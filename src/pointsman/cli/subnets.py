@@ -93,12 +93,12 @@ class Subnets:
     def qualities(self, genotype: Genotype, part: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) in [0, 1], of a part's inputs."""
         self.supernet.use(genotype)
-        recalibrate(self.supernet, self.inputs["train"][: BATCH * NORMALISED].split(BATCH))
+        train = self.inputs["train"][: BATCH * NORMALISED]
+        recalibrate(self.supernet, torch.split(train, BATCH))
+        batches = (torch.split(of[part], BATCH) for of in (self.inputs, self.targets))
         found = []
         with evaluating(self.supernet), torch.no_grad():
-            for x, y in zip(
-                self.inputs[part].split(BATCH), self.targets[part].split(BATCH), strict=True
-            ):
+            for x, y in zip(*batches, strict=True):
                 found.append(judge(self.supernet(x), y, self.kind)[0].double().cpu().numpy())
         return np.concatenate(found)
 

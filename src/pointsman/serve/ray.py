@@ -88,7 +88,8 @@ def application(
         "graceful_shutdown_timeout_s": server.shutdown_seconds,
         **options,
     }
-    made: Application = serve.deployment(serve.ingress(build)(), **settings).bind()
+    deployed: Any = serve.deployment(serve.ingress(build)(), **settings)
+    made: Application = deployed.bind()
     return made
 
 

@@ -61,7 +61,7 @@ def _network(seed: int) -> "nn.Module":
 
         def forward(self, x: "Tensor") -> "Tensor":
             taken = _places()[self.dial.index]
-            x = x.unflatten(1, (1, 8, 8))
+            x = x.reshape(-1, 1, 8, 8)
             for at in range(LAYERS + 1):
                 if at in taken:
                     x = functional.max_pool2d(x, 2)

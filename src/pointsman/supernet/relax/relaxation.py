@@ -212,4 +212,5 @@ def _mixes(module: nn.Module) -> Iterator[tuple[Dial, bool]]:
         for part in module.parts:  # slices of tensors overlap and add up; blocks do not
             yield part.dial, isinstance(part, Cut)
     elif isinstance(module, Elastic):
-        yield from ((dial, isinstance(module, OneOf)) for dial in module.dials())
+        mixes = isinstance(module, OneOf) or bool(getattr(module, "mixes", False))
+        yield from ((dial, mixes) for dial in module.dials())

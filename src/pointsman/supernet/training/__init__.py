@@ -10,6 +10,7 @@ weights: `several_weights`, `split_weights` where `best_split` says, `WeightExpe
 
 from pointsman.supernet.training.balanced import BalancedPaths
 from pointsman.supernet.training.batches import Batch, Batches, LoaderBatches, RandomBatches
+from pointsman.supernet.training.elastic_finetuning import finetune_elastic
 from pointsman.supernet.training.importance import ImportanceBatches, ImportancePaths
 from pointsman.supernet.training.inherited import InheritedQuality, ranking, share_right
 from pointsman.supernet.training.levels import LevelPaths
@@ -49,6 +50,7 @@ __all__ = [
     "best_split",
     "cross_entropy",
     "disagreement",
+    "finetune_elastic",
     "largest_cut",
     "path_evolution",
     "ranking",

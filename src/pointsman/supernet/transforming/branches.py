@@ -84,9 +84,7 @@ class Channels(nn.Module):
         return f"{self.start}, {self.stop}"
 
 
-def replicated(
-    module: nn.Module, branches: int, *, noise: float = 0.0, seed: int = 0
-) -> Branches:
+def replicated(module: nn.Module, branches: int, *, noise: float = 0.0, seed: int = 0) -> Branches:
     """Copies of a module on the same input, their outputs averaged.
 
     Args:
@@ -221,9 +219,9 @@ def _rows(layer: nn.Module, start: int, stop: int) -> nn.Module:
     elif isinstance(part, Norm):
         part.num_features = stop - start
     elif isinstance(part, Convolution):
-        part.out_channels = stop - start
         if part.groups > 1:
-            first, last = _group_inputs(part_groups := layer, start, stop)  # type: ignore[arg-type]
-            part.groups = part.groups * (last - first) // part_groups.in_channels
+            first, last = _group_inputs(part, start, stop)
+            part.groups = part.groups * (last - first) // part.in_channels
             part.in_channels = last - first
+        part.out_channels = stop - start
     return part
