@@ -25,9 +25,9 @@ from pointsman.learn.muon import Muon
 from pointsman.supernet.elastic.choices import Depth
 from pointsman.supernet.elastic.widths import Width
 from pointsman.supernet.making import make_elastic
+from pointsman.supernet.recalibration import recalibrate
 from pointsman.supernet.space import Genotype
 from pointsman.supernet.supernet import Supernet
-from pointsman.supernet.training.inherited import gather_statistics
 
 SMOOTHING = 0.1
 BATCH = 125
@@ -177,7 +177,7 @@ def kept(folder: Path | None, name: str, net: nn.Module, train: Callable[[], Non
 
 def calibrated(net: nn.Module, task: Task) -> nn.Module:
     """With statistics of batch normalisation from some training images, in evaluation mode."""
-    gather_statistics(net, task.train.x[:STATISTICS].split(250))
+    recalibrate(net, task.train.x[:STATISTICS].split(250))
     return net.eval()
 
 

@@ -20,7 +20,7 @@ NODES, FEATURES, COMMUNITIES = 300, 16, 3
 WITHIN, BETWEEN = 0.05, 0.012  # chance of an edge
 SIGNAL = 0.35  # size of a community's mean in each feature, in units of the noise
 TRAIN, CALIBRATION = 60, 120  # nodes; the others are the test part
-RATE, DECAY, UPDATES = 2e-2, 5e-3, 60
+RATE, DECAY, UPDATES = 3e-2, 5e-3, 40
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pointsman.errors import InputError
 from pointsman.frontier import Frontier, Outcomes
 from pointsman.modules import evaluating
-from pointsman.supernet.channels.tracing import call_with
+from pointsman.supernet.channels import call_with
 from pointsman.supernet.costs import Count
 from pointsman.supernet.recalibration import recalibrate
 from pointsman.supernet.space import Genotype

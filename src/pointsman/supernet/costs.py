@@ -26,16 +26,16 @@ from pointsman.cost import (
     Cost,
     Latency,
     _plain_attention,
-    compare_latency,
 )
 from pointsman.modules import evaluating
-from pointsman.supernet.channels.tracing import call_with
+from pointsman.supernet.channels import call_with
 from pointsman.supernet.elastic.dial import Elastic
 from pointsman.supernet.elastic.one_of import OneOf
 from pointsman.supernet.elastic.quantised import Quantised
 from pointsman.supernet.elastic.sliced import Sliced
 from pointsman.supernet.space import Genotype, Space
 from pointsman.supernet.supernet import Supernet
+from pointsman.supernet.timing import clock_of, time_in_turns
 
 Parts = Mapping[str, int]  # by module
 STARTS = 3  # random subnets from which choices are changed one after the other
@@ -251,7 +251,9 @@ def measure_subnets(
     warmup: int = 3,
     repeats: int = 15,
 ) -> list[Latency]:
-    """Time of one call of each subnet in ms, as the module that `extract` gives, interleaved.
+    """Time of one call of each subnet in ms, as the module that `extract` gives, in turns.
+
+    Processor time where one thread does the work, see `timing.clock_of`.
 
     Args:
         supernet: is left as it is.
@@ -262,5 +264,5 @@ def measure_subnets(
     """
     alone: list[nn.Module] = [supernet.extract(genotype).eval() for genotype in genotypes]
     runs = {str(at): partial(call_with, subnet, example) for at, subnet in enumerate(alone)}
-    found = compare_latency(runs, warmup=warmup, repeats=repeats)
+    found = time_in_turns(runs, clock_of(alone), warmup=warmup, repeats=repeats)
     return [found[str(at)] for at in range(len(alone))]

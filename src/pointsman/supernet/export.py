@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pointsman.errors import InputError, reason
 from pointsman.modules import evaluating
-from pointsman.supernet.channels.tracing import call_with
+from pointsman.supernet.channels import call_with
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-4  # differences that kernels may make
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from pointsman.errors import InputError, reason
 from pointsman.modules import evaluating
-from pointsman.supernet.channels import ChannelGroup, channel_groups, reorder
-from pointsman.supernet.channels.tracing import call_with
+from pointsman.supernet.channels import ChannelGroup, call_with, channel_groups, reorder
 from pointsman.supernet.elastic.choices import Declaration, Depth, Skip
 from pointsman.supernet.elastic.plan import Plan
 from pointsman.supernet.supernet import Supernet

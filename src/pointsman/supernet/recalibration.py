@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pointsman.errors import InputError
 from pointsman.modules import evaluating
-from pointsman.supernet.channels.tracing import call_with
+from pointsman.supernet.channels import call_with
 
 
 def recalibrate(module: nn.Module, batches: Iterable[Any]) -> int:

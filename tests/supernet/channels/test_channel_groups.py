@@ -113,6 +113,16 @@ def test_heads_are_units_and_numbers_that_count_them_are_adjusted(fused):
     assert small.qkv.weight.shape == (24, 8)
 
 
+def test_the_number_of_a_layer_is_no_length_even_if_it_is_as_large_as_one():
+    model = Attention(fused=True).eval()
+    model.layer_idx = model.index = model.heads
+    x = torch.rand(1, 5, 8)
+    (heads,) = (group for group in channel_groups(model, x) if group.size == 4)
+    assert {length.attribute for length in heads.lengths} == {"heads", "inner"}
+    small = narrow(model, {heads: [0, 2]}, x)
+    assert (small.heads, small.layer_idx, small.index) == (2, 4, 4)
+
+
 def test_gates_and_equal_parts_shrink_together():
     class Gated(nn.Module):
         def __init__(self):

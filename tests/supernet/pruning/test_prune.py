@@ -75,6 +75,9 @@ def test_goals_in_parameters_and_in_measured_latency():
     _, report = prune(convnet(), X, to=0.3, of=parameters)
     assert report.parameters[1] / report.parameters[0] == report.reached <= 0.3
     assert "times as fast on this device" in str(report)
+    assert f"ms of {report.clock} time per call" in str(report)
+    low, high = (f"{float(q):.3g}" for q in (report.latency[0].low, report.latency[0].high))
+    assert f"[{low} to {high}] → " in str(report)
     fake = iter([0.2, *([0.9, 0.4] * 20)])  # a device whose times jump
     _, report = prune(convnet(), X, to=0.5, of=lambda small, whole, example: next(fake))
     _, report = prune(convnet(), X, to=1.0, of=latency)

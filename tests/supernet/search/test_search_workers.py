@@ -88,6 +88,8 @@ def test_ray_workers_find_the_same_and_survive_a_death(
     pickle = pytest.importorskip("ray.cloudpickle", reason="Ray is not installed")
     pickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else the tests beside this one go first
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     problem = make(tmp_path / "log")
     with (
         RayWorkers(partial(make, tmp_path / "log"), 2) as workers,

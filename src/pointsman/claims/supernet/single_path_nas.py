@@ -184,7 +184,7 @@ def full(seed: int) -> Figures:
         if weight == 0:
             levels = zip(thresholds._places, thresholds.levels, strict=True)
             on = torch.cat([place.sizes().detach() > level for place, level in levels])
-            found["share on at lambda 0"] = float(on.float().mean())
+            found["lambda 0.0: share of parts on"] = float(on.float().mean())
             continue
         ours.append(right)
         members = [net.space.sample(rng) for _ in range(30)]
@@ -193,7 +193,7 @@ def full(seed: int) -> Figures:
         fit(alone, data.train, seed=seed, updates=UPDATES, rate=RATE, batch=BATCH, noise=NOISE)
         with torch.no_grad():
             theirs.append(accuracy(alone(data.test.x), data.test.y))
-    found["rank correlation of cost with lambda"] = float(spearmanr(LAMBDAS, costs).statistic)
+    found["cost with lambda: rank correlation"] = float(spearmanr(LAMBDAS, costs).statistic)
     found["derived: accuracy"] = float(np.mean(ours))
     found["random: accuracy"] = float(np.mean(theirs))
     return found
@@ -238,8 +238,8 @@ def _train(
 def decide(measurements: Sequence[Figures]) -> bool:
     """The criterion, over all seeds."""
     return (
-        mean(measurements, "rank correlation of cost with lambda") <= -0.9
-        and mean(measurements, "share on at lambda 0") >= 0.8
+        mean(measurements, "cost with lambda: rank correlation") <= -0.9
+        and mean(measurements, "lambda 0.0: share of parts on") >= 0.8
         and mean(measurements, "derived: accuracy") >= mean(measurements, "random: accuracy") - 0.01
     )
 
@@ -261,7 +261,7 @@ CLAIM = Claim(
     full=full,
     decide=decide,
     key={
-        "rank correlation": "rank correlation of cost with lambda",
+        "rank correlation": "cost with lambda: rank correlation",
         "derived": "derived: accuracy",
         "random": "random: accuracy",
     },

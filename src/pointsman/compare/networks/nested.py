@@ -20,12 +20,13 @@ from pointsman.compare.networks.text import Transformer
 from pointsman.cost import count_flops
 from pointsman.supernet.elastic import Depth, Width
 from pointsman.supernet.making import make_elastic
+from pointsman.supernet.recalibration import recalibrate
 from pointsman.supernet.search.engines.front_search import front_search
 from pointsman.supernet.search.problem import Problem, front
 from pointsman.supernet.search.run import search
 from pointsman.supernet.space import Genotype, Space
 from pointsman.supernet.supernet import Supernet
-from pointsman.supernet.training.inherited import InheritedQuality, gather_statistics
+from pointsman.supernet.training.inherited import InheritedQuality
 
 # How often the whole network is the subnet that a training step draws, and how often it is one that
 # is equally narrow everywhere; else every choice is drawn by itself.
@@ -166,5 +167,5 @@ def chosen(
     subnets = Subnets(found)
     for network, genotype in zip(subnets.networks, genotypes, strict=True):
         network.load_state_dict(supernet.extract(genotype).state_dict())
-        gather_statistics(network, [seen[:STATISTICS_ROWS]])
+        recalibrate(network, [seen[:STATISTICS_ROWS]])
     return subnets.eval(), found

@@ -31,6 +31,8 @@ DECIDING = {
     *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.nonzero_static, aten.bincount),
 }
 
+PLACES = ("idx", "index")  # names of numbers that say which one, not how many
+
 
 def call_with(model: Callable[..., Any], example: Any) -> Any:
     """The output for an example: a tensor, positional arguments, or arguments by name."""
@@ -182,12 +184,15 @@ def _following(model: nn.Module, ledger: Ledger) -> Iterator[None]:
 
 
 def lengths_of(module: nn.Module) -> dict[str, int]:
-    """Attributes of a module itself that are whole numbers from 1, or shapes of one such."""
+    """Attributes of a module itself that are whole numbers from 1, or shapes of one such.
+
+    Not those that say which one it is, such as `layer_idx`, and not how many.
+    """
     found = {}
     for name, value in vars(module).items():
         if isinstance(value, tuple | list) and len(value) == 1:
             value = value[0]
-        if type(value) is int and value > 0 and not name.startswith("_"):
+        if type(value) is int and value > 0 and name[0] != "_" and not name.endswith(PLACES):
             found[name] = value
     return found
 

@@ -97,8 +97,6 @@ def _cut_group(plan: Plan, group: ChannelGroup, dial: Dial, counts: Sequence[int
             kept = rows_of(part.rows_UR.tolist(), counts, rows)
             plan.add(Cut(module, tensor, part.dim, dial, kept))
     for length in group.lengths:
-        if length.attribute.endswith(("idx", "index")):
-            continue  # the number of a layer, which happens to be that of the units
         owner = plan.model.get_submodule(length.module)
         less = tuple(length.each * (group.size - count) for count in counts)
         plan.add(Setting(owner, length.attribute, dial, less, less=True))

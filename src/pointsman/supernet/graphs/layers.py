@@ -2,9 +2,9 @@
 
 A layer computes activation(gather over neighbours j of i of a_ij W x_j). What a_ij is and how it is
 gathered are choices of their own, so that the layers of many papers are combinations: GCN (Kipf and
-Welling 2016, arXiv 1609.02907) is `symmetric` with "sum", GraphSAGE's (Hamilton et al. 2017, arXiv
-1706.02216) are `constant` with "mean" or "max", GAT (Velickovic et al. 2017, arXiv 1710.10903) is
-`Attentive` with "sum", here with one head.
+Welling 2016, arXiv 1609.02907) is "symmetric" with "sum", GraphSAGE's (Hamilton et al. 2017, arXiv
+1706.02216) are "constant" with "mean" or "max", GAT (Velickovic et al. 2017, arXiv 1710.10903) is
+"attentive" with "sum", here with one head.
 
 Legend: N nodes, D features, K most neighbours of a node, itself among them.
 """
@@ -32,17 +32,6 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 }
 
 
-def constant(graph: Graph) -> Tensor:
-    """(N, N) weight 1 of every edge."""
-    return graph.adjacency_NN
-
-
-def symmetric(graph: Graph) -> Tensor:
-    """(N, N) 1 over the root of the product of both degrees (GCN)."""
-    rooted_N = graph.degrees.rsqrt()
-    return rooted_N[:, None] * graph.adjacency_NN * rooted_N
-
-
 class Attentive(nn.Module):
     """Weights of edges from both ends: softmax over neighbours of leaky_relu(l . x_i + r . x_j).
 
@@ -58,9 +47,11 @@ class Attentive(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, N), rows that sum to 1, 0 where there is no edge."""
-        own_N, other_N = self.ends_2D @ x_ND.T
-        scores_NN = functional.leaky_relu(own_N[:, None] + other_N, 0.2)
-        return scores_NN.masked_fill(self.graph.adjacency_NN == 0, -torch.inf).softmax(dim=1)
+        ends_N2 = x_ND @ self.ends_2D.T
+        others_NK = self.graph.near(ends_N2[:, 1:])[..., 0]
+        scores_NK = functional.leaky_relu(ends_N2[:, :1] + others_NK, 0.2)
+        shares_NK = scores_NK.masked_fill(~self.graph.present_NK, -torch.inf).softmax(dim=1)
+        return self.graph.dense(shares_NK)
 
 
 class Cosine(nn.Module):
@@ -77,7 +68,7 @@ class Cosine(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, N), 0 where there is no edge."""
         unit_ND = functional.normalize(x_ND, dim=1)
-        return (unit_ND @ unit_ND.T) * symmetric(self.graph)
+        return (unit_ND @ unit_ND.T) * self.graph.symmetric_NN
 
 
 class Gather(nn.Module):
@@ -87,7 +78,8 @@ class Gather(nn.Module):
         graph: who is whose neighbour.
         gathering: "sum", "mean" (the sum over the number of neighbours) or "max" (feature by
             feature, of the weighted neighbours).
-        attention: weights of the edges.
+        attention: weights of the edges: "constant" 1, "symmetric" as in GCN, "attentive" as in GAT,
+            or "cosine" of the features.
         features: D; only "attentive" needs it.
 
     Raises:
@@ -110,18 +102,17 @@ class Gather(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, D)"""
+        graph = self.graph
         if self.weigh is not None:
-            weights_NN = self.weigh(x_ND)
+            weights_NN: Tensor = self.weigh(x_ND)
         else:
-            fixed = constant if self.attention == "constant" else symmetric
-            weights_NN = fixed(self.graph)
+            constant = self.attention == "constant"
+            weights_NN = graph.adjacency_NN if constant else graph.symmetric_NN
         if self.gathering == "max":
-            near_NK = self.graph.neighbours_NK
-            gathered_NKD = weights_NN.gather(1, near_NK)[..., None] * x_ND[near_NK]
-            largest_ND: Tensor = gathered_NKD.amax(dim=1)
-            return largest_ND
-        summed_ND: Tensor = weights_NN @ x_ND
-        return summed_ND / self.graph.degrees[:, None] if self.gathering == "mean" else summed_ND
+            weights_NK = weights_NN.gather(1, graph.neighbours_NK)
+            return (weights_NK[..., None] * graph.near(x_ND)).amax(dim=1)
+        summed_ND = weights_NN @ x_ND
+        return summed_ND / graph.degrees[:, None] if self.gathering == "mean" else summed_ND
 
     def extra_repr(self) -> str:
         """Shown where the module is printed."""

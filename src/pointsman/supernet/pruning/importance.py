@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from pointsman.errors import InputError
 from pointsman.modules import evaluating
-from pointsman.supernet.channels import ChannelGroup
-from pointsman.supernet.channels.tracing import call_with
+from pointsman.supernet.channels import ChannelGroup, call_with
 
 Scores = dict[ChannelGroup, Tensor]
 Criterion = Callable[[nn.Module, Sequence[ChannelGroup]], Scores]

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from pointsman.cost import Latency, compare_latency, count_flops
+from pointsman.cost import Latency, count_flops
 from pointsman.errors import InputError, UnreachableError
 from pointsman.modules import evaluating
-from pointsman.supernet.channels import ChannelGroup, channel_groups, narrow
-from pointsman.supernet.channels.tracing import call_with
+from pointsman.supernet.channels import ChannelGroup, call_with, channel_groups, narrow
 from pointsman.supernet.pruning.importance import Criterion, Scores, magnitude
+from pointsman.supernet.timing import clock_of, time_in_turns
 
 Measure = Callable[[nn.Module, nn.Module, Any], float]  # of a small and the whole network
 PASSES = 3  # that latency is measured anew, cutting more, until it holds
@@ -33,7 +33,10 @@ def parameters(small: nn.Module, whole: nn.Module, example: Any) -> float:
 
 
 def latency(small: nn.Module, whole: nn.Module, example: Any) -> float:
-    """Share of the time that is left: medians, measured in turns, on the device of the network."""
+    """Share of the time that is left: medians, measured in turns, on the device of the network.
+
+    Of processor time where one thread does the work, see `pointsman.supernet.timing.clock_of`.
+    """
     times = _latencies(whole, small, example)
     return float(times["after"].median / times["before"].median)
 
@@ -57,7 +60,9 @@ class PruningReport:
         widths: units of each group before and after.
         macs: MMACs of one call on the example, before and after.
         parameters: before and after.
-        latency: of one call on the example, before and after, measured in turns.
+        latency: of one call on the example, before and after, measured in turns: for what a batch
+            takes, give an example of that batch.
+        clock: of the latency, "processor" or "wall".
         goal: share that was to be left at most.
         reached: share that is left, by the same measure.
     """
@@ -66,6 +71,7 @@ class PruningReport:
     macs: tuple[float, float]
     parameters: tuple[int, int]
     latency: tuple[Latency, Latency]
+    clock: str
     goal: float
     reached: float
 
@@ -77,11 +83,12 @@ class PruningReport:
     def __str__(self) -> str:
         less = self.macs[1] / self.macs[0] if self.macs[0] else 1.0
         held = self.parameters[1] / self.parameters[0]
-        times = " → ".join(str(time.median) for time in self.latency)
+        times = " → ".join(_with_quartiles(time) for time in self.latency)
         return (
             f"{less:.1%} of the MACs ({self.macs[0]:.4g} → {self.macs[1]:.4g} MMACs), "
             f"{held:.1%} of the parameters ({self.parameters[0]:,} → {self.parameters[1]:,}), "
-            f"{self.speed_up:.2f} times as fast on this device ({times})"
+            f"{self.speed_up:.2f} times as fast on this device ({times} ms of "
+            f"{self.clock} time per call, quartiles in brackets)"
         )
 
 
@@ -225,12 +232,18 @@ def _reach(
 
 def _latencies(whole: nn.Module, small: nn.Module, example: Any) -> dict[str, Latency]:
     with evaluating(whole, small):
-        return compare_latency(
+        return time_in_turns(
             {
                 "before": lambda: call_with(whole, example),
                 "after": lambda: call_with(small, example),
-            }
+            },
+            clock_of([whole, small]),
         )
+
+
+def _with_quartiles(time: Latency) -> str:
+    """In ms."""
+    return f"{float(time.median):.3g} [{float(time.low):.3g} to {float(time.high):.3g}]"
 
 
 def _report(
@@ -252,6 +265,7 @@ def _report(
         (counted_macs(model, example), counted_macs(small, example)),
         (counted_parameters(model), counted_parameters(small)),
         (times["before"], times["after"]),
+        clock_of([model, small]),
         goal,
         reached,
     )

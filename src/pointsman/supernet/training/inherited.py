@@ -16,8 +16,6 @@ from pointsman.supernet.scores.agreement import Agreement, rank_agreement
 from pointsman.supernet.space import Genotype
 from pointsman.supernet.supernet import Supernet
 
-gather_statistics = recalibration.recalibrate
-
 
 def share_right(outputs: Tensor, targets: Tensor) -> float:
     """Share of (N, classes) logits whose largest entry is at the label (N,)."""

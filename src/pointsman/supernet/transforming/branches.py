@@ -104,7 +104,7 @@ def replicated(module: nn.Module, branches: int, *, noise: float = 0.0, seed: in
         for each in copies[1:] if noise > 0 else []:
             for weight in each.parameters():
                 draw = torch.randn(weight.shape, generator=generator).to(weight)
-                weight += noise * weight.std(correction=0) * draw
+                weight.add_(noise * weight.std(correction=0) * draw)
     return Branches(copies, "add")
 
 

@@ -62,9 +62,10 @@ class CompressionReward:
         self.least_quality, self.most_cost = least_quality, most_cost
 
     def __call__(self, child: Evaluation, update: int) -> float:
-        """R; where a constraint is missed (e - 1) + e * R, with e = (1 - update / 15)^4, at least 0.
+        """R, or where a constraint is missed (e - 1) + e * R.
 
-        So a missed constraint counts for nothing at first and costs 1 later.
+        e = (1 - update / 15)^4 until update 15 and 0 from then on: a missed constraint counts for
+        nothing at first and gives -1 later.
         """
         if child.failed:
             return FAILED

@@ -16,7 +16,7 @@ from pointsman.supernet.search.engine import Proposals
 from pointsman.supernet.search.problem import Evaluation, Problem
 from pointsman.supernet.space import Option, Space
 from pointsman.supernet.transforming.cells import MERGES, tangent_reward
-from pointsman.supernet.transforming.policy_search import Draws, Drawn, Reward, policy_search
+from pointsman.supernet.transforming.policy_search import Drawn, Draws, Reward, policy_search
 
 Pair = tuple[Tensor, Tensor]  # state and memory of an LSTM, (1, H) each
 
