@@ -171,13 +171,13 @@ def count_flops(run: Callable[..., Any], *inputs: Any) -> Cost:
     modules = [run] if isinstance(run, torch.nn.Module) else []
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED_BY_TORCH)
     # Evaluation mode: batch statistics must not move because someone counted.
-    with evaluating(*modules), torch.no_grad(), _plain_attention(), counter:
+    with evaluating(*modules), torch.no_grad(), plain_attention(), counter:
         run(*inputs)
     return Cost(counter.get_total_flops() / 1e6, "MFLOPs")
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Attention as matrix products, which are counted, instead of kernels, which are not."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -121,8 +121,10 @@ def test_a_supernet_becomes_a_front_and_a_saved_subnet(
 
 
 def test_workers_change_nothing_and_a_choice_that_breaks_is_named(
-    folder: Path, pointsman: Callable[..., Any]
+    folder: Path, pointsman: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fork = multiprocessing.get_context("fork")  # fresh processes are tested with the workers
+    monkeypatch.setattr("pointsman.supernet.search.workers._context", lambda: fork)
     histories = []
     for workers in (1, 2):
         ran = pointsman(
@@ -198,7 +200,7 @@ def test_a_budget_may_be_a_share_and_one_that_nothing_meets_names_the_cheapest(
     said = refused(*words, "--budget", "1%", "--out", "none")
     assert "the cheapest costs" in said
     assert "a share of the whole network" in refused(*words, "--budget", "cheap", "--out", "none")
-    assert "the cheapest costs 1" in refused("search", "model.py:one")
+    assert "the cheapest costs 1 MFLOPs: give" in refused("search", "model.py:one")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ alone tell the community; a network that averages over neighbours tells it for m
 Legend: N nodes, D features, C communities.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -106,10 +106,3 @@ def accuracy(network: nn.Module, place: World, part: Tensor) -> float:
     """Share of a part's nodes whose community is told."""
     right = network(place.x).argmax(dim=1) == place.y
     return float(right[part].float().mean())
-
-
-def mean_accuracy(
-    build: Callable[[int], nn.Module], place: World, part: Tensor, seeds: Sequence[int]
-) -> float:
-    """Of networks trained from the weights of several seeds."""
-    return sum(accuracy(fit(build(seed), place), place, part) for seed in seeds) / len(seeds)

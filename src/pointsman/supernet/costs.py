@@ -25,7 +25,7 @@ from pointsman.cost import (
     UNCOUNTED_BY_TORCH,
     Cost,
     Latency,
-    _plain_attention,
+    plain_attention,
 )
 from pointsman.modules import evaluating
 from pointsman.supernet.channels import call_with
@@ -190,7 +190,7 @@ def _flops(supernet: Supernet, example: Any, genotype: Genotype) -> Parts:
     supernet.use(genotype)
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED_BY_TORCH)
     try:
-        with evaluating(supernet), torch.no_grad(), _plain_attention(), counter:
+        with evaluating(supernet), torch.no_grad(), plain_attention(), counter:
             call_with(supernet, example)
     finally:
         supernet.use(before)

@@ -25,7 +25,7 @@ def network() -> Supernet:
     torch.manual_seed(0)
     first = InterpolatedWidth("first", nn.Linear(4, 6), (2, 4, 6))
     head = Chain(first, nn.ReLU())
-    second = InterpolatedWidth("second", nn.Linear(6, 6), (3, 6), before=first)
+    second = InterpolatedWidth("second", nn.Linear(6, 6), (3, 6), before=head)
     third = InterpolatedWidth("third", nn.Linear(6, 6), (2, 5), before=second, when=("stage", (2,)))
     stage = InterpolatedDepth("stage", [Chain(second, nn.ReLU()), Chain(third, nn.ReLU())], (1, 2))
     net = Supernet(nn.Sequential(head, stage, AnyInput(nn.Linear(6, 3), stage)))

@@ -72,11 +72,11 @@ def test_as_an_engine_it_evaluates_nothing_twice_within_the_budget():
         return float(genotype[0])
 
     def engine(problem, seed):
-        return diffusion_search(problem, seed, first=6, batch=4, updates=30)
+        return diffusion_search(problem, seed, first=6, batch=4, updates=10)
 
     problem = Problem(SPACE, quality, lambda g: float(sum(g)), budget=4)
-    history = search(problem, engine, 14, seed=2)
-    assert len(asked) == len(set(asked)) == len(history) == 14
+    history = search(problem, engine, 10, seed=2)
+    assert len(asked) == len(set(asked)) == len(history) == 10
     assert max(each.cost for each in history) <= 4
-    again = search(problem, engine, 14, seed=2)
+    again = search(problem, engine, 10, seed=2)
     assert [each.genotype for each in again] == [each.genotype for each in history]

@@ -55,11 +55,28 @@ def run(store: Path | str, problem: Problem = PROBLEM, count: int = 16) -> list[
         )
 
 
-def test_what_was_evaluated_is_read_back_as_it_was(tmp_path: Path) -> None:
-    found = run(tmp_path / "study.db")
-    assert found == search(PROBLEM, in_order, 16)
-    with History(SPACE, tmp_path / "study.db") as history:
-        assert history.evaluations() == found
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[Evaluation]]:
+    """A study of all genotypes as it lies in its file, and what the search found."""
+    store = tmp_path_factory.mktemp("written") / "study.db"
+    found = run(store)
+    return store.read_bytes(), found
+
+
+@pytest.fixture
+def whole(written: tuple[bytes, list[Evaluation]], tmp_path: Path) -> Path:
+    """A copy of that file."""
+    store = tmp_path / "study.db"
+    store.write_bytes(written[0])
+    return store
+
+
+def test_what_was_evaluated_is_read_back_as_it_was(
+    whole: Path, written: tuple[bytes, list[Evaluation]]
+) -> None:
+    assert written[1] == search(PROBLEM, in_order, 16)
+    with History(SPACE, whole) as history:
+        assert history.evaluations() == written[1]
 
 
 def test_a_resumed_search_evaluates_nothing_again(tmp_path: Path) -> None:
@@ -89,9 +106,8 @@ def test_failures_are_kept_with_their_reason_and_not_tried_again(tmp_path: Path)
     assert all(e.failed == (e.genotype[1] in (1, 2)) for e in again)
 
 
-def test_optuna_reads_the_options_and_the_front_from_the_study(tmp_path: Path) -> None:
-    run(tmp_path / "study.db")
-    study = optuna.load_study(study_name="pointsman", storage=f"sqlite:///{tmp_path}/study.db")
+def test_optuna_reads_the_options_and_the_front_from_the_study(whole: Path) -> None:
+    study = optuna.load_study(study_name="pointsman", storage=f"sqlite:///{whole}")
     assert len(study.trials) == 16
     by_genotype = {tuple(t.user_attrs["genotype"]): t for t in study.trials}
     assert by_genotype[(2, 3, 1)].params == {"depth": 3, "kind": "d", "deep": 1.0}
@@ -131,29 +147,25 @@ def test_two_studies_live_in_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_truncated_study_is_refused_and_left_as_it_is(tmp_path: Path, share: float) -> None:
-    store = tmp_path / "study.db"
-    run(store)
-    whole = store.read_bytes()
-    store.write_bytes(whole[: int(share * len(whole))])
-    damaged = store.read_bytes()
+def test_a_truncated_study_is_refused_and_left_as_it_is(whole: Path, share: float) -> None:
+    content = whole.read_bytes()
+    damaged = content[: int(share * len(content))]
+    whole.write_bytes(damaged)
     with pytest.raises(InputError, match=r"study\.db: .*the file was left as it is"):
-        History(SPACE, store)
-    assert store.read_bytes() == damaged
-    assert sorted(p.name for p in tmp_path.iterdir()) in (
+        History(SPACE, whole)
+    assert whole.read_bytes() == damaged
+    assert sorted(p.name for p in whole.parent.iterdir()) in (
         ["study.db"],
         ["study.db", "study.db.lock"],
     )
 
 
-def test_pages_overwritten_with_noise_are_refused(tmp_path: Path) -> None:
-    store = tmp_path / "study.db"
-    run(store)
-    content = bytearray(store.read_bytes())
+def test_pages_overwritten_with_noise_are_refused(whole: Path) -> None:
+    content = bytearray(whole.read_bytes())
     content[4096:12288] = os.urandom(8192)
-    store.write_bytes(content)
+    whole.write_bytes(content)
     with pytest.raises(InputError, match="the study is damaged"):
-        History(SPACE, store)
+        History(SPACE, whole)
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:

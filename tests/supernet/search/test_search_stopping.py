@@ -77,7 +77,7 @@ def test_prediction_stops_what_will_not_win_and_keeps_the_best() -> None:
     def features(genotype: Genotype) -> np.ndarray:
         return np.array([genotype[1]], dtype=float)
 
-    rule = ByPrediction(STEPS, (3, 6), features, warm=30, candidates=6)
+    rule = ByPrediction(STEPS, (3, 6), features, warm=30, candidates=3)
     found = search(PROBLEM, in_order, 120, evaluate=stopping(steps, rule))
     assert [len(each.curve) for each in found[:30]] == [STEPS] * 30
     assert spent(found) < 0.75
@@ -91,7 +91,7 @@ def test_a_regression_foresees_what_the_last_value_does_not() -> None:
     features = np.array([[genotype[1]] for genotype in genotypes], dtype=float)
     rows = np.random.default_rng(0).permutation(len(curves))
     some, rest = rows[:60], rows[60:]
-    model = CurveRegression(candidates=8).fit(curves[some, :3], curves[some, -1], features[some])
+    model = CurveRegression(candidates=4).fit(curves[some, :3], curves[some, -1], features[some])
     error = model.predict(curves[rest, :3], features[rest]) - curves[rest, -1]
     last = curves[rest, 2] - curves[rest, -1]
     assert np.abs(error).mean() < 0.1 * np.abs(last).mean()

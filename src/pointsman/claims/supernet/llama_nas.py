@@ -169,9 +169,9 @@ CLAIM = Claim(
         "halves": "halves everywhere: nats",
         "random": "best of 100 random: nats",
     },
-    note="Halving every feed-forward, itself one of the 729 subnets and within the budget, is better "
-    "than the subnet that the search found: 2.373 against 2.387 nats a byte in the mean, 2.386 "
-    "against 2.384, 2.348 against 2.378 and 2.383 against 2.398 on seeds 0, 1 and 2 (the whole "
-    "network: 2.350). The search is better than dropping the last blocks on every seed (2.422 in "
-    "the mean), and than random subnets on one; on the other two both end at the same loss.",
+    note="Halving every feed-forward, one of the 729 subnets and within the budget, is better than "
+    "the subnet that the search found: 2.373 against 2.387 nats a byte in the mean, 2.386 against "
+    "2.384, 2.348 against 2.378 and 2.383 against 2.398 on seeds 0, 1 and 2 (the whole network: "
+    "2.350). The search is better than dropping the last blocks on every seed (2.422 in the mean), "
+    "and than random subnets on one; on the other two both end at the same loss.",
 )

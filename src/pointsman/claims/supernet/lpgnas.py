@@ -165,7 +165,7 @@ def full(seed: int) -> Figures:
         bits = _bits(supernet, learned, sizes)
         whole = _uniform(supernet, 32)
         alike = next(b for b in FORMATS if _bits(supernet, _uniform(supernet, b), sizes) >= bits)
-        of_inputs = [int(v) for n, v in supernet.space.decode(learned).items() if "input" in n]  # type: ignore[call-overload]
+        of_inputs = [int(v) for n, v in supernet.space.decode(learned).items() if "input" in n]
         rivals = [accuracy(_uniform(supernet, alike, like)) for like in (None, learned)]
         found = {
             "learned: accuracy": accuracy(learned),

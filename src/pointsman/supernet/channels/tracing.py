@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pointsman.cost import plain_attention
 from pointsman.errors import InputError, reason
 from pointsman.modules import evaluating
 from pointsman.supernet.channels.ledger import Call, Ledger, tensors_in
@@ -111,7 +111,7 @@ def trace(model: nn.Module, example: Any) -> Ledger:
         with (
             evaluating(model),
             torch.no_grad(),
-            _plain_attention(),
+            plain_attention(),
             _following(model, ledger),
             _Writer(ledger),
         ):
@@ -141,18 +141,6 @@ def _own_labels(ledger: Ledger, tensor: Tensor) -> list[Tensor]:
 def _plain(value: Any) -> Any:
     """Mappings, such as the outputs of transformers, as dicts."""
     return dict(value) if isinstance(value, Mapping) else value
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products, not as kernels that hide them."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextmanager

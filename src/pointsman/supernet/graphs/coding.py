@@ -6,7 +6,7 @@ coefficients of the mixture, of unit length, are fitted to the labels with a pen
 absolute sum. Nothing else is learned, so the search costs its few steps.
 
 What such a search prefers may be the scale or the smoothness of an operation's outputs and not what
-they say of the labels: run it on shuffled labels too (`pick_rates` in the claim does), and see
+they say of the labels: run it on shuffled labels too, as the claim does, and see
 `readout_scores`, which cannot be misled so.
 
 Legend: E options of a choice, N examples, D features, C classes.
@@ -62,15 +62,20 @@ def sparse_code(
         relaxation.parameters(), rate, betas=(0.5, 0.999), weight_decay=1e-3
     )
     supernet.eval()
-    parameters = list(relaxation.parameters())
-    for _ in range(steps):
-        relaxation.mix(supernet)
-        size = sum(unit_gate(alpha).abs().sum() for alpha in relaxation.alpha)
-        slopes = torch.autograd.grad(loss(supernet) + penalty * size, parameters)
-        for parameter, slope in zip(parameters, slopes, strict=True):
-            parameter.grad = slope
-        optimiser.step()
-    release(supernet)
+    learning = [weight for weight in supernet.parameters() if weight.requires_grad]
+    try:
+        for weight in learning:
+            weight.requires_grad_(False)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            relaxation.mix(supernet)
+            size = torch.stack([unit_gate(alpha).abs().sum() for alpha in relaxation.alpha]).sum()
+            (loss(supernet) + penalty * size).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
+        release(supernet)
     return relaxation
 
 

@@ -23,7 +23,8 @@ class SkipSublayers:
     """Whether a sub-layer of a decoder runs, decided for each: a declaration for `make_elastic`.
 
     A sub-layer that does not run adds nothing, and its normalisation is not computed either. Put
-    `tidy` around a subnet that is extracted.
+    `tidy` around a subnet that is extracted. Widths and heads declared beside it do not depend on
+    whether their sub-layer runs, so several genotypes may be one subnet.
 
     Args:
         kind: "attention" or "feed-forward"; None: both.

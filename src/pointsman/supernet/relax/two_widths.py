@@ -181,11 +181,20 @@ class InterpolatedDepth(nn.Module):
 
 
 class Chain(nn.Sequential):
-    """A block of an `InterpolatedWidth` and modules after it that keep the channels."""
+    """A block of an `InterpolatedWidth` and modules after it that keep the channels.
+
+    Args:
+        width: runs first.
+        *after: such as an activation.
+    """
+
+    def __init__(self, width: InterpolatedWidth, *after: nn.Module) -> None:
+        super().__init__(width, *after)
+        self._width = (width,)  # is asked for its channels even when a plain layer took its place
 
     def channels(self) -> int:
         """Of the first module."""
-        return cast("Sized", self[0]).channels()
+        return self._width[0].channels()
 
 
 class AnyInput(nn.Module):

@@ -95,7 +95,7 @@ def affordable_start(problem: Problem) -> Genotype:
         raise UnreachableError(
             f"no genotype of the space costs at most {problem.budget:g} {problem.unit}, the "
             f"cheapest {'' if problem.space.count() <= LISTED else 'found '}costs "
-            f"{problem.cost(genotype):g}: give a budget of that or more"
+            f"{problem.cost(genotype):g} {problem.unit}: give a budget of that or more"
         )
     return genotype
 

@@ -12,7 +12,7 @@ from pointsman.supernet.space import Genotype
 # Batches in a row that hold nothing new, after which an engine is taken to have nothing more.
 PATIENCE = 100
 
-# (problem, genotypes) -> their evaluations in order, wherever they are computed
+# (problem, genotypes) -> their evaluations as they are done, in any order, wherever that is
 Evaluate = Callable[[Problem, Sequence[Genotype]], Iterable[Evaluation]]
 
 

@@ -100,7 +100,8 @@ class _Candidates:
 
     def _set_limits(self, genotypes: Sequence[Genotype]) -> None:
         costs = [self._cost(genotype) for genotype in genotypes]
-        self.limits = min(costs), max(costs)
+        finite = [cost for cost in costs if math.isfinite(cost)]  # others belong to broken ones
+        self.limits = min(finite, default=0.0), max(finite, default=0.0)
 
     def spread_over_costs(self, count: int) -> list[Genotype]:
         """So many new genotypes, one by chance from each of as many parts of the range of costs."""
@@ -152,7 +153,8 @@ class _Candidates:
         low, high = self.limits
         tiny = max(high, 1e-300) * 1e-9  # costs may be 0
         scale = np.log(high + tiny) - np.log(low + tiny)
-        c_N = (np.log(np.maximum(costs_N, 0) + tiny) - np.log(low + tiny)) / (scale or 1.0)
+        finite_N = np.where(np.isfinite(costs_N), costs_N, high)
+        c_N = (np.log(np.maximum(finite_N, 0) + tiny) - np.log(low + tiny)) / (scale or 1.0)
         return x_ND, c_N[:, None], costs_N
 
 
@@ -168,7 +170,7 @@ class _Turn:
     ) -> None:
         x_MD, c_M1, self.costs = candidates.points(genotypes)
         low, high = candidates.limits
-        high = max(high, float(self.costs.max()))
+        high = float(self.costs[np.isfinite(self.costs)].max(initial=high))
         self.dearest = high + MARGIN * ((high - low) or 1.0)
         mean_M, spread_M = process.roughly_at(x_MD, c_M1)
         gain = self._gain(mean_M, spread_M, front(known), _worst(known))
