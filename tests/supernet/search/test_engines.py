@@ -140,7 +140,7 @@ def test_a_small_space_is_evaluated_to_its_end(name):
     assert len(search(problem, ENGINES[name], 100)) == 12
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_front_search_leaves_what_costs_infinitely_much_to_the_last():
     def cost(genotype):
         return math.inf if genotype[0] == 1 else small_cost(genotype)

@@ -72,10 +72,10 @@ def quick() -> None:
     }
     ancestor = GraphLayer(graph, 3, 4)
     for name, layer in layers.items():
-        before = layer[0].weight.detach().clone()
+        before = layer.get_parameter("linear.weight").detach().clone()
         must(bool(inherit(layer, ancestor)) == (name == "same"), f"{name}: who inherits")
-        expected = ancestor[0].weight if name == "same" else before
-        assert_close(layer[0].weight, expected, rtol=0, atol=0)
+        expected = ancestor.get_parameter("linear.weight") if name == "same" else before
+        assert_close(layer.get_parameter("linear.weight"), expected, rtol=0, atol=0)
 
 
 def _gaps(one: "Genotype", other: "Genotype") -> list[int]:

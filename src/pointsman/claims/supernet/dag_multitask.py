@@ -67,7 +67,8 @@ def _network(seed: int) -> "nn.ModuleDict":
 
 def _answers(net: "nn.ModuleDict", x: "torch.Tensor") -> "list[torch.Tensor]":
     inside = net["stem"](x)
-    return [head(net["graph"](inside, task)) for task, head in enumerate(net["heads"])]  # type: ignore[arg-type]
+    heads: list[nn.Module] = list(net["heads"].children())
+    return [head(net["graph"](inside, task)) for task, head in enumerate(heads)]
 
 
 def _labels(y: "torch.Tensor") -> "list[torch.Tensor]":

@@ -65,6 +65,7 @@ def quick() -> None:
     must(reward(Evaluation((0,), float("nan"), 50), 0) == -1, "what does not run gives -1")
     space = Space([Choice(f"layer {at}", (False, True)) for at in range(4)])
     trained: list[Genotype] = []
+    late: list[float] = []
 
     def quality(genotype: "Genotype") -> float:
         trained.append(genotype)
@@ -73,7 +74,7 @@ def quick() -> None:
     problem = Problem(space, quality, lambda genotype: 1.0)
     for engine in (removal_search, shrinkage_search):
         trained.clear()
-        late: list[float] = []
+        late.clear()
         search(
             problem,
             partial(
@@ -81,7 +82,7 @@ def quick() -> None:
                 reward=lambda child, update: child.quality,
                 updates=60,
                 rate=2e-2,
-                drawn=lambda genotypes, rewards, late=late: late.extend(rewards),
+                drawn=lambda genotypes, rewards: late.extend(rewards),
             ),
             17,
         )
@@ -216,8 +217,10 @@ class _Setup:
             return self.torch.nn.functional.mse_loss(net(x), self.teacher(x))
 
         net = mlp(64, *hidden, 10, seed=self.seed)
-        for layer, at in zip(net[::2], kept, strict=True):
-            old = self.teacher[2 * at]
+        layers: list[Any] = list(net)[::2]
+        whole: list[Any] = list(self.teacher)[::2]
+        for layer, at in zip(layers, kept, strict=True):
+            old = whole[at]
             layer.weight.data = old.weight[: layer.out_features, : layer.in_features].clone()
             layer.bias.data = old.bias[: layer.out_features].clone()
         fit(net, self.data.train, seed=self.seed, updates=updates, loss=imitate, noise=NOISE)

@@ -73,7 +73,7 @@ def quick() -> None:
         edits = [replicated(layer, 2), replicated(layer, 3), split(layer, 2, 8), node]
         edits.append(replicated(split(layer, 2, 8), 2))
         for edit in edits:
-            worst = float((edit(x) - layer(x)).abs().max())
+            worst = float((edit(x) - layer(x)).detach().abs().max())
             must(worst < 1e-5, f"an edit of a {name} keeps its outputs, off by {worst:.2g}")
         replace_identity(node, "1", nn.Conv2d(8, 8, 1))
         must(not torch.allclose(node(x), layer(x), atol=1e-3), "a replaced identity does not")

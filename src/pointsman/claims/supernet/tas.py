@@ -256,7 +256,8 @@ CLAIM = Claim(
     arxiv="1905.09717",
     level="supernet",
     claim="Widths and depth found by mixing two aligned widths at a time, at a target of FLOPs, "
-    "are better than random sizes, and distillation from the whole network makes them better still.",
+    "are better than random sizes, and distillation from the whole network makes them better "
+    "still.",
     baseline="Ten random sizes in the same band of FLOPs; the found sizes without distillation.",
     criterion="The derived FLOPs are at most the target and at least 95% of it for every seed; "
     "over the seeds, the found sizes are on average as accurate as the random ones or more so, and "

@@ -142,7 +142,8 @@ class StateGraph(nn.Module):
             share: kappa, in [0, 1].
         """
         used = (self.architecture["edges"].sigmoid() * self.kept_E).amax(dim=0).sum()
-        return (used - share * len(self.edges)).relu()
+        excess: Tensor = used - share * len(self.edges)
+        return excess.relu()
 
     @torch.no_grad()
     def flows(self) -> Tensor:

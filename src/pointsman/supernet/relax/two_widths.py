@@ -153,8 +153,10 @@ class InterpolatedDepth(nn.Module):
     def forward(self, x_NC: Tensor) -> Tensor:
         """(N, C, ...) → of the last block in force; with a mixture, of the widest that is mixed."""
         mixture = self.dial.mixture
-        mixed = mixture is not None
-        taken = mixture.detach().nonzero().flatten().tolist() if mixed else [self.dial.index]
+        if mixture is None:
+            taken = [self.dial.index]
+        else:
+            taken = mixture.detach().nonzero().flatten().tolist()
         ends = [self.counts[at] for at in taken]
         found = []
         for number, block in enumerate(list(self.blocks)[: ends[-1]], start=1):
@@ -288,7 +290,7 @@ def budget_loss(
 
 def _aligned(parts: Sequence[Tensor], weights: Tensor, channels: int) -> Tensor:
     pairs = zip(parts, weights, strict=True)
-    mixed: Tensor = sum(w * interpolate_channels(x, channels) for x, w in pairs)  # type: ignore[assignment]
+    mixed: Tensor = sum(w * interpolate_channels(x, channels) for x, w in pairs)
     return mixed
 
 
