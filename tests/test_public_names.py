@@ -174,7 +174,9 @@ NAMES = {
     "pointsman.supernet.binary": (
         "Binary Reused SpanningTree TreeDistance make_binary reuse sign spanning_tree"
     ),
-    "pointsman.supernet.channels": ("ChannelGroup Slice channel_groups narrow reorder zeroed"),
+    "pointsman.supernet.channels": (
+        "ChannelGroup Slice call_with channel_groups narrow reorder zeroed"
+    ),
     "pointsman.supernet.elastic": (
         "Bits Blocks Cut Declaration Depth Dial Elastic Experts Heads Kernel NamedWidth OneOf "
         "Operation Quantised Setting Skip Sliced Width"
@@ -196,10 +198,12 @@ NAMES = {
         "taylor transport_mask trial_saliency unit_sums"
     ),
     "pointsman.supernet.relax": (
-        "ArchitectureGradient Draw ExpectedCost Gate GumbelGate Node PartialChannels Projection "
-        "Relaxation alternate architecture_gradients dirichlet_gate first_order keep_unsampled "
-        "operation_costs project release select_by_perturbation softmax_gate two_copies "
-        "two_copies_step two_path_gate unrolled"
+        "AnyInput ArchitectureGradient Chain Draw ExpectedCost Gate GumbelGate "
+        "InterpolatedDepth InterpolatedWidth Node PairGate PartialChannels Projection "
+        "Relaxation StateGraph Thresholds alternate architecture_gradients budget_loss "
+        "dirichlet_gate edge_flow edges_within expected_cost first_order interpolate_channels "
+        "keep_unsampled operation_costs project release select_by_perturbation softmax_gate "
+        "two_copies two_copies_step two_path_gate unrolled"
     ),
     "pointsman.supernet.scores": (
         "Agreement Score ScoreTable TRIVIAL ZERO_COST combined_scores epsinas flops grad_norm "
@@ -211,14 +215,21 @@ NAMES = {
         "hypervolume_share search"
     ),
     "pointsman.supernet.search.engines": (
-        "diffusion_search front_search linas nsga2 optuna_nsga2 random_search reinforce sampled tpe"
+        "conservative diffusion_search evolve_lists front_search linas nsga2 optuna_nsga2 "
+        "random_search reinforce sampled tpe"
     ),
     "pointsman.supernet.training": (
         "BalancedPaths Batch Batches FairPaths ImportanceBatches ImportancePaths "
         "InheritedQuality LevelPaths LoaderBatches Path Paths RandomBatches SandwichPaths "
         "SortedPaths Split SplitWeights UniformPaths WeightExperts best_split cross_entropy "
-        "disagreement largest_cut path_evolution ranking several_weights share_right "
-        "soft_cross_entropy split_weights train_supernet"
+        "disagreement finetune_elastic largest_cut path_evolution ranking several_weights "
+        "share_right soft_cross_entropy split_weights train_supernet"
+    ),
+    "pointsman.supernet.transforming": (
+        "AutoregressivePolicy Branches CompressionReward LayerwisePolicy MULTIPLIERS OPERATIONS "
+        "TreePolicy cell_space edited part_of path_level_search policy_search removal_search "
+        "replace_identity replicated shrinkage_search shrunk split tangent_reward transformed "
+        "with_node"
     ),
 }
 LEVELS = "route cost errors select learn run depth steps moe supernet pool"

@@ -94,7 +94,7 @@ class QuadraticSurrogate:
             raise InputError(
                 f"{terms_NQ.shape[1]} coefficients need as many merges, got {len(terms_NQ)}"
             )
-        metric = np.asarray(metric_N, dtype=np.float64)
+        metric: Array = np.asarray(metric_N, dtype=np.float64)
         if self.link == "sigmoid":
             inside = np.clip(metric, EDGE, 1 - EDGE)
             metric = np.log(inside / (1 - inside))

@@ -90,7 +90,8 @@ class _ReusedLayer(nn.Module):
         batch, _, places = patches_TNL.shape
         summed = self.products(patches_TNL.transpose(1, 2).flatten(0, 1)) * scale
         height = _places(x.shape[-2], 0, self.window)
-        return summed.reshape(batch, places, -1).transpose(1, 2).unflatten(2, (height, -1))
+        side_by_side = summed.reshape(batch, places, -1).transpose(1, 2)
+        return side_by_side.reshape(batch, -1, height, places // height)
 
 
 def _places(size: int, side: int, window: dict[str, tuple[int, ...]]) -> int:

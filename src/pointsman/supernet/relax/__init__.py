@@ -23,6 +23,7 @@ from pointsman.supernet.relax.alternate import (
 )
 from pointsman.supernet.relax.binary import keep_unsampled
 from pointsman.supernet.relax.expected import ExpectedCost, Projection, operation_costs, project
+from pointsman.supernet.relax.flow import StateGraph, edge_flow, edges_within
 from pointsman.supernet.relax.gates import (
     Draw,
     Gate,
@@ -34,22 +35,44 @@ from pointsman.supernet.relax.gates import (
 from pointsman.supernet.relax.partial import PartialChannels
 from pointsman.supernet.relax.perturbation import select_by_perturbation
 from pointsman.supernet.relax.relaxation import Node, Relaxation, release
+from pointsman.supernet.relax.thresholds import Thresholds, expected_cost
 from pointsman.supernet.relax.two_copies import two_copies, two_copies_step
+from pointsman.supernet.relax.two_widths import (
+    AnyInput,
+    Chain,
+    InterpolatedDepth,
+    InterpolatedWidth,
+    PairGate,
+    budget_loss,
+    interpolate_channels,
+)
 
 __all__ = [
+    "AnyInput",
     "ArchitectureGradient",
+    "Chain",
     "Draw",
     "ExpectedCost",
     "Gate",
     "GumbelGate",
+    "InterpolatedDepth",
+    "InterpolatedWidth",
     "Node",
+    "PairGate",
     "PartialChannels",
     "Projection",
     "Relaxation",
+    "StateGraph",
+    "Thresholds",
     "alternate",
     "architecture_gradients",
+    "budget_loss",
     "dirichlet_gate",
+    "edge_flow",
+    "edges_within",
+    "expected_cost",
     "first_order",
+    "interpolate_channels",
     "keep_unsampled",
     "operation_costs",
     "project",
