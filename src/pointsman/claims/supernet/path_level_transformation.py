@@ -15,8 +15,9 @@ What was settled:
   copies is 6e-3 of the weights' spread.
 - One epoch is 25 updates of 40 inputs. "From scratch" is the same network with every weight drawn
   anew, trained for one epoch alike.
-- Transformed and new networks are compared on five trees with five trained networks a seed: three
-  trees that were drawn with a replaced identity in each, and a split and a replication without.
+- Transformed and new networks are compared on three trees, the same for all of five trained
+  networks a seed: a split without, and two replications with, identities that operations replaced.
+  They were cut from five to keep to two minutes, after seed 100 and before the full run.
 - The tree policy is held against uniform draws of as many trees, on the reward itself.
 """
 
@@ -37,11 +38,9 @@ NOISE_OF_COPIES = 6e-3
 EPOCH, BATCH, RATE = 25, 40, 1e-2
 ROLLOUTS, UPDATES, LAST = 5, 16, 6
 TREES = (  # options that are not the first
-    {"cell.merge": "add 2"},
     {"cell.merge": "concat 2"},
     {"cell.merge": "add 2", "cell.0.node": "conv1x1"},
     {"cell.merge": "add 3", "cell.0.node": "separable3x3", "cell.2.node": "avgpool3x3"},
-    {"cell.merge": "concat 2", "cell.1.node": "separable5x5"},
 )
 
 
@@ -100,7 +99,7 @@ def full(seed: int) -> Figures:
         found[f"network {each}: gain"] = fmean(kept[own]) - fmean(fresh[own])
     found["transformed: accuracy"] = fmean(kept)
     found["from scratch: accuracy"] = fmean(fresh)
-    found["least gain of a tree"] = min(gains)
+    found["least of all trees: gain"] = min(gains)
     return found | _policy(seed)
 
 
@@ -226,7 +225,7 @@ CLAIM = Claim(
     claim="Edits of a trained network's branches that keep its function let a search start from "
     "what was learned, so that candidates need little training.",
     baseline="The same changed network from new weights, trained alike; trees drawn by chance.",
-    criterion="After one epoch on top of the edits, test accuracy in the mean over five trees is "
+    criterion="After one epoch on top of the edits, test accuracy in the mean over three trees is "
     "above that of the same networks trained for one epoch from new weights, for each of five "
     "trained networks with each of the seeds. The policy's rewards are reported beside it.",
     quick=quick,

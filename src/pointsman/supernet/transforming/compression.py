@@ -132,7 +132,7 @@ def shrinkage_search(
 ) -> Proposals:
     """Second stage: an autoregressive LSTM says for each size of each layer what is left of it.
 
-    The published rate is 0.1, with which the policy settles on what it drew first; so here less.
+    The published rate is 0.1; a lower one is the default here.
 
     Args:
         problem: one choice a layer and size, such as `MULTIPLIERS`.
