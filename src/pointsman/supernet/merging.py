@@ -97,9 +97,9 @@ class QuadraticSurrogate:
         metric: Array = np.asarray(metric_N, dtype=np.float64)
         if self.link == "sigmoid":
             inside = np.clip(metric, EDGE, 1 - EDGE)
-            metric = np.log(inside / (1 - inside))
+            metric = np.log(inside / (1 - inside)).astype(np.float64)
         elif self.link == "softplus":
-            metric = np.log(np.expm1(np.maximum(metric, EDGE)))
+            metric = np.log(np.expm1(np.maximum(metric, EDGE))).astype(np.float64)
         self.coefficients_: Array = np.linalg.lstsq(terms_NQ, metric)[0]
         return self
 

@@ -19,6 +19,7 @@ What was settled:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pointsman.claims.frame import Claim, Figures, mean, must
@@ -91,7 +92,7 @@ def full(seed: int) -> Figures:
     for repeat in range(REPEATS):
         number = REPEATS * seed + repeat
         accuracies = _accuracies(space, number)
-        problem = Problem(space.space, lambda g, a=accuracies: a(g)[0], lambda g: 1.0)
+        problem = Problem(space.space, partial(_fitness, accuracies), lambda g: 1.0)
         count = POPULATION * (1 + GENERATIONS)
         evolved = search(problem, evolve_lists(space, population=POPULATION), count, seed=number)
         rng = np.random.default_rng(number)
@@ -110,6 +111,11 @@ def full(seed: int) -> Figures:
             ):
                 found.setdefault(f"{name}: {column}", []).append(value)
     return {name: fmean(values) for name, values in found.items()}
+
+
+def _fitness(accuracies: Any, genotype: Any) -> float:
+    """Accuracy on the calibration part."""
+    return float(accuracies(genotype)[0])
 
 
 def _accuracies(space: "UnitLists", seed: int) -> Any:

@@ -19,9 +19,9 @@ What was settled:
 - For sizes the table is the one of the space of slices, 36 networks 64-W1-W2-10, with the largest
   as the teacher. The chain of both stages is run as well: what it ends with is trained in full on
   the teacher's logits and measured on the test part.
-- Tried out: the children's updates on seed 100; the rate of removal on seeds 101 and 102, where 0.01,
-  0.02, 0.03 and 0.06 closed 31, 45, 47 and 23% of the gap. The published rates are 0.003 for removal
-  and 0.1 for shrinkage; that of shrinkage, 0.01, was seen once on seed 100 and left.
+- Tried out: the children's updates on seed 100; the rate of removal on seeds 101 and 102, where
+  0.01, 0.02, 0.03 and 0.06 closed 31, 45, 47 and 23% of the gap. The published rates are 0.003 for
+  removal and 0.1 for shrinkage; that of shrinkage, 0.01, was seen once on seed 100 and left.
 - Random draws of the same number are uniform over the same space. Policies have seeds of their own,
   0 to 2, with one table; five were tried before, over two minutes.
 """
