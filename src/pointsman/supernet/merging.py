@@ -97,10 +97,11 @@ class QuadraticSurrogate:
         metric: Array = np.asarray(metric_N, dtype=np.float64)
         if self.link == "sigmoid":
             inside = np.clip(metric, EDGE, 1 - EDGE)
-            metric = np.log(inside / (1 - inside)).astype(np.float64)
+            metric = np.log(inside / (1 - inside))
         elif self.link == "softplus":
-            metric = np.log(np.expm1(np.maximum(metric, EDGE))).astype(np.float64)
-        self.coefficients_: Array = np.linalg.lstsq(terms_NQ, metric)[0]
+            metric = np.log(np.expm1(np.maximum(metric, EDGE)))
+        solved = np.linalg.lstsq(terms_NQ, metric)[0]
+        self.coefficients_: Array = np.asarray(solved, dtype=np.float64)
         return self
 
     def predict(self, shares_NK: Array) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pointsman.errors import InputError, UnreachableError
+from pointsman.supernet.search.engines.conservative import conservative
 from pointsman.supernet.search.engines.evolution import nsga2
 from pointsman.supernet.search.engines.front_search import front_search
 from pointsman.supernet.search.engines.linas import linas
@@ -40,6 +41,7 @@ ENGINES = {
     "tpe": tpe,
     "linas": partial(linas, population=6, generations=2),
     "reinforce": partial(reinforce, batch=4),
+    "conservative": conservative,
 }
 every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 
