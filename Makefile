@@ -4,16 +4,21 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test check claims browser clean
+.PHONY: demo test coverage claims browser clean
 
 demo: .venv/.demo  ## every way to spend less on scikit-learn's digits, on one chart
 	$(BIN)/pointsman compare digits --out pointsman-digits
 
-test: .venv/.test  ## style, types, tests with coverage
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+test: .venv/.test  ## style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --cov=pointsman --cov-report=term:skip-covered
+	$(PYTEST)
+
+coverage: .venv/.test  ## the tests once more, with the share of lines that they run
+	$(PYTEST) --cov=pointsman --cov-report=term:skip-covered
 
 claims: .venv/.test  ## measure every claim anew and write docs/claims.md
 	for name in $$($(BIN)/pointsman claims --json | $(BIN)/python -c "import json,sys; print(*(c['slug'] for c in json.load(sys.stdin)))"); do \

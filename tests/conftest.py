@@ -102,7 +102,9 @@ def small_task() -> Callable[..., Any]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, small_task: Callable[..., Any]) -> None:
-    """Comparisons take half a second: `small_task`, and neither chart nor page."""
+    """Comparisons take half a second: `small_task`, few subnets, and neither chart nor page."""
+    monkeypatch.setattr("pointsman.compare.networks.nested.EVALUATIONS", 4)
+    monkeypatch.setattr("pointsman.compare.networks.nested.SEARCH_ROWS", 50)
     monkeypatch.setattr("pointsman.compare.run.task_for", small_task)
     monkeypatch.setattr("pointsman.compare.results.chart.save", lambda *_: None)
     monkeypatch.setattr("pointsman.compare.results.report.write", lambda *_: None)

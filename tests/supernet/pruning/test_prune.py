@@ -1,11 +1,13 @@
 """Pruning reaches its goal in one call, by any criterion, and says what it did."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pointsman.cost import count_flops
+from pointsman.cost import Latency, count_flops
 from pointsman.errors import InputError, UnreachableError
 from pointsman.supernet.channels import channel_groups
 from pointsman.supernet.pruning import (
@@ -71,7 +73,7 @@ def test_every_group_loses_the_same_share_if_they_do_not_compete():
     assert max(kept) - min(kept) < 0.1
 
 
-def test_goals_in_parameters_and_in_measured_latency():
+def test_goals_in_parameters_and_in_measured_latency(monkeypatch):
     _, report = prune(convnet(), X, to=0.3, of=parameters)
     assert report.parameters[1] / report.parameters[0] == report.reached <= 0.3
     assert "times as fast on this device" in str(report)
@@ -80,8 +82,20 @@ def test_goals_in_parameters_and_in_measured_latency():
     assert f"[{low} to {high}] → " in str(report)
     fake = iter([0.2, *([0.9, 0.4] * 20)])  # a device whose times jump
     _, report = prune(convnet(), X, to=0.5, of=lambda small, whole, example: next(fake))
-    _, report = prune(convnet(), X, to=1.0, of=latency)
-    assert report.speed_up > 0
+    _, report = prune(convnet(), X, to=0.99, of=lambda *_: 0.9)
+    assert report.speed_up > 0  # as measured here
+
+    def latencies(whole, small, example):  # a device whose time goes with the parameters
+        sizes = {"before": size(whole), "after": size(small)}
+        return {name: Latency.from_seconds([each]) for name, each in sizes.items()}
+
+    def size(model):
+        return sum(weight.numel() for weight in model.parameters())
+
+    monkeypatch.setattr(sys.modules[prune.__module__], "_latencies", latencies)
+    _, report = prune(convnet(), X, to=0.6, of=latency)
+    assert report.reached <= 0.6
+    assert report.speed_up == pytest.approx(1 / report.reached)
 
 
 def test_widths_come_in_multiples_and_not_below_the_least():

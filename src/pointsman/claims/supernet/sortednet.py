@@ -137,6 +137,7 @@ CLAIM = Claim(
     full=full,
     decide=decide,
     composition="elastic widths (prefixes) · one sampled width a micro-batch",
+    entry="pointsman.supernet.Nested",
     key={
         "sorted": "mean over widths: sorted",
         "truncated": "mean over widths: truncated",
