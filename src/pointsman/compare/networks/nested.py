@@ -18,6 +18,7 @@ from pointsman.compare.judging import judge
 from pointsman.compare.networks import features, images
 from pointsman.compare.networks.text import Transformer
 from pointsman.cost import count_flops
+from pointsman.supernet.costs import count_mflops
 from pointsman.supernet.elastic import Depth, Width
 from pointsman.supernet.making import make_elastic
 from pointsman.supernet.recalibration import recalibrate
@@ -121,7 +122,7 @@ def flops(supernet: Supernet, genotype: Sequence[int], example: Tensor) -> float
     return float(count_flops(supernet, example))
 
 
-def mean_flops(supernet: Supernet, example: Tensor, draws: int = 64) -> float:
+def mean_flops(supernet: Supernet, example: Tensor, draws: int = 24) -> float:
     """MFLOPs of a batch in the subnets that training draws, on average."""
     generator = torch.Generator().manual_seed(0)
     drawn = [draw(supernet.space, generator) for _ in range(draws)]
@@ -151,7 +152,7 @@ def choose(
     problem = Problem(
         supernet.space,
         InheritedQuality(supernet, rows, targets, measure=likelihood, recalibrate=[seen]),
-        cost=lambda genotype: flops(supernet, genotype, rows[:2]),
+        cost=count_mflops(supernet, rows[:2]),
     )
     found = [each.genotype for each in front(search(problem, front_search, EVALUATIONS, seed=seed))]
     steps = range(min(len(found), MOST_FOUND))
