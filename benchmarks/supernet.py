@@ -7,17 +7,16 @@ Everything is trained here, with one recipe (see benchmarks/supernet_networks.py
 network once, and the same network as a plain one. Then, at 50, 25 and 10% of the MACs:
 
 - the elastic network's best subnet within the budget, found by one search for all budgets;
-- the plain network pruned: by pointsman in one call, by Torch-Pruning (its L2 and Taylor criteria
-  over all layers, step by step until the budget is met), and of random channels, equally many of
-  every layer;
+- the plain network pruned: by pointsman in one call (and in another to 50 and 25% of the measured
+  time), by Torch-Pruning (its L2 and Taylor criteria over all layers, step by step until the budget
+  is met), and of random channels, equally many of every layer;
 - a new network of the subnet's shape, trained from scratch for as many epochs as the plain network
   and the fine-tuning together.
 
 All are fine-tuned alike, by the same epochs of the same recipe. "Before" is without that, and with
 statistics of batch normalisation gathered anew, for all alike. Four parts share no image: weights
-are fitted on train, the search looks at calibration, and what is printed is measured on test.
-Times are of one thread's processor, medians of
-passes that take turns, 256 images at a time.
+are fitted on train, the search looks at calibration, and what is printed is measured on test. Times
+are of one thread's processor, medians of passes that take turns, 256 images at a time.
 
 CIFAR-10 is read from FILE, or shared/data/cifar10_20k.npz beside the checkout, and left out where
 it is not. With --folder, weights and what was found are kept there and read again, so that a run
@@ -52,7 +51,7 @@ from torch import Tensor, nn
 from depth import timed
 from pointsman.cost import count_flops
 from pointsman.supernet.costs import count_mflops
-from pointsman.supernet.pruning import Criterion, at_random, prune, taylor
+from pointsman.supernet.pruning import Criterion, at_random, latency, prune, taylor
 from pointsman.supernet.search.engines.front_search import front_search
 from pointsman.supernet.search.problem import Evaluation, Problem, front
 from pointsman.supernet.search.run import search
@@ -62,6 +61,7 @@ from pointsman.supernet.supernet import Supernet
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cifar10_20k.npz"
 SHARES = (0.5, 0.25, 0.1)  # of the MACs of the whole network
 PRUNING_STEPS = 100  # of Torch-Pruning, to no channel at all
+LEAST_TIME = 0.25  # of the whole network's; pruning in time goes no further here
 ROUNDS = 4  # in which pointsman scores the channels anew
 WHOLE, SCRATCH = "elastic: the whole network", "from scratch, the subnet's shape"
 FEW = 5  # evaluations for a budget below all subnets of the search
@@ -157,8 +157,8 @@ def torch_pruned(net: nn.Module, task: Task, criterion: str) -> Iterator[tuple[f
 def pruned(
     net: nn.Module, task: Task, share: float, criterion: Criterion, **said: Any
 ) -> nn.Module:
-    """Pruned by pointsman to a share of the MACs, in one call."""
-    done = prune(net, task.test.x[:1], to=share, criterion=criterion, **said)
+    """Pruned by pointsman to a share of the MACs, or what is said, in one call."""
+    done = prune(net, task.test.x[:TIMED], to=share, criterion=criterion, **said)
     print(f"  {done.report}", flush=True)
     return done.model
 
@@ -182,6 +182,10 @@ def competitors(
         nets["pruned of random channels", share] = pruned(
             plain, task, share, at_random(seed), across=False
         )
+        if share >= LEAST_TIME:
+            nets["pruned by pointsman, Taylor, to a share of the ms", share] = pruned(
+                plain, task, share, taylor(loss), rounds=ROUNDS, of=latency
+            )
         fresh = copy.deepcopy(subnet)
         torch.manual_seed(seed)
         for layer in fresh.modules():

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pointsman.cli.made import make
+from pointsman.supernet.making import make_elastic
 from pointsman.supernet.saved import load_subnet
 
 MODEL = '''
@@ -42,6 +43,11 @@ def net():
     first = OneOf("first", {"none": nn.Identity(), "small": block(4), "large": block(16)})
     second = OneOf("second", {"none": nn.Identity(), "small": block(4), "large": block(16)})
     return Supernet(nn.Sequential(first, second, nn.Linear(6, 3)))
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
 def broken():
@@ -118,6 +124,35 @@ def test_a_supernet_becomes_a_front_and_a_saved_subnet(
     assert "another data" in refused(
         "search", "model.py:net", "--data", "known-routes", "--out", "run", "--resume"
     )
+
+
+def test_a_plain_network_becomes_elastic_and_is_fine_tuned_once(
+    folder: Path, pointsman: Callable[..., Any], refused: Callable[..., str]
+) -> None:
+    words = ["search", "model.py:plain", "--data", "data.csv", "--evaluations", 4, "--out", "run"]
+    ran = pointsman(*words, "--updates", 300, "--rate", 0.01, "--max-drop", 0.5)
+    assert ran.code == 0, ran.err
+    assert "fine-tuning" in ran.err
+    found = json.loads((folder / "run" / "results.json").read_text())
+    assert found["reference"]["name"] == "the whole network"
+    assert found["reference"]["quality"] > 0.6, "it is better than the network given"
+    again = pointsman(*words, "--updates", 300, "--rate", 0.01, "--max-drop", 0.5, "--resume")
+    assert again.code == 0, again.err
+    assert "fine-tuning" not in again.err
+    assert json.loads((folder / "run" / "results.json").read_text())["ways"] == found["ways"]
+    supernet = make_elastic(make("model.py:plain"), torch.zeros(2, 6))
+    alone, body = load_subnet(folder / "run" / "policy", supernet)
+    assert alone[0].out_features == body["choices"]["0.width"]
+    assert "fine-tuned with another updates, rate" in refused(*words, "--resume")
+
+
+def test_a_network_may_be_cut_as_it_is_and_then_is_the_reference(
+    folder: Path, pointsman: Callable[..., Any]
+) -> None:
+    ran = pointsman("search", "model.py:plain", "--data", "data.csv", "--updates", 0, "--out", "a")
+    assert ran.code == 0, ran.err
+    found = json.loads((folder / "a" / "results.json").read_text())
+    assert found["reference"]["name"] == "the network given"
 
 
 def test_workers_change_nothing_and_a_choice_that_breaks_is_named(
@@ -213,6 +248,8 @@ def test_a_budget_may_be_a_share_and_one_that_nothing_meets_names_the_cheapest(
         (["model.py:fails"], "failed: RuntimeError: no weights here"),
         (["model.py:number"], "gives a int"),
         (["model.py:net"], "give --data"),
+        (["model.py:plain", "--updates", "-1"], "--updates is 0 or more"),
+        (["model.py:plain", "--rate", "nan"], "--rate above 0"),
         (["model.py:problem", "--data", "digits"], "leave out --data"),
         (["model.py:problem", "--workers", "0"], "take numbers from 1"),
         (["model.py:problem", "--study", "mysql://x"], "a postgresql:// URL"),

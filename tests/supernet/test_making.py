@@ -53,6 +53,20 @@ class ConvNet(nn.Module):
         return out
 
 
+class Patches(nn.Module):
+    """torch's own transformer over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 4, 12, batch_first=True, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(x).mean(1))
+        return out
+
+
 class Mixture(nn.Module):
     """The best two of several experts."""
 
@@ -295,3 +309,26 @@ def test_the_model_that_was_given_stays_as_it_was() -> None:
 def test_declarations_that_do_not_fit_are_refused(declared: list[Declaration], what: str) -> None:
     with pytest.raises(InputError, match=what):
         make_elastic(convnet(), IMAGES, declared)
+
+
+def test_nothing_declared_makes_every_width_and_all_heads_elastic_in_quarters() -> None:
+    torch.manual_seed(0)
+    model, x = Patches().eval(), torch.randn(3, 6, 8)
+    net = make_elastic(model, x).eval()
+    assert {choice.name: choice.options for choice in net.space.choices} == {
+        **{f"encoder.layers.{at}.linear1.width": (3, 6, 9, 12) for at in range(2)},
+        **{f"encoder.layers.{at}.self_attn.heads": (1, 2, 3, 4) for at in range(2)},
+    }
+    torch.testing.assert_close(net(x), model(x))
+    for genotype in [(0, 0, 0, 0), (2, 1, 0, 3)]:
+        net.use(genotype)
+        alone = net.extract(genotype).eval()
+        torch.testing.assert_close(net(x), alone(x))
+        assert sum(p.numel() for p in alone.parameters()) < sum(
+            p.numel() for p in model.parameters()
+        )
+
+
+def test_a_network_without_units_is_refused() -> None:
+    with pytest.raises(InputError, match="the units that may be cut in this network"):
+        make_elastic(nn.Linear(4, 3), torch.zeros(1, 4))

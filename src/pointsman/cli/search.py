@@ -1,20 +1,30 @@
 """`pointsman search MODEL --data D`: the front of a supernet's subnets, and a certified one."""
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
+from torch import nn
 
 from pointsman.cli.compare import Bar
+from pointsman.cli.elastic import Tuning, finetuned
+from pointsman.cli.made import make
 from pointsman.cli.searching import ENGINES, Asked, facts_of, problem_of, run, settle
-from pointsman.cli.subnets import UNITS, spelled
+from pointsman.cli.subnets import UNITS, Parts, Subnets, budget_of, spelled
+from pointsman.compare.files import load
 from pointsman.compare.request import Request
+from pointsman.compare.results import POLICY, REPORT, write
 from pointsman.errors import InputError
+from pointsman.frontier.table import results_table
+from pointsman.policy_folder import weights_digest
 from pointsman.supernet.search.problem import Evaluation, Problem, front
+from pointsman.supernet.supernet import Supernet
 from pointsman.writing import write_atomically
 
 FRONT = "front.json"  # of a problem that is no supernet
@@ -36,6 +46,11 @@ FRONT = "front.json"  # of a problem that is no supernet
     help="What proposes the subnets.",
 )  # fmt: skip
 @click.option("--batch", default=4, show_default=True, help="Subnets proposed at a time.")
+@click.option(
+    "--updates", default=1000, show_default=True,
+    help="Of the fine-tuning of a plain network; 0: none.",
+)  # fmt: skip
+@click.option("--rate", default=1e-3, show_default=True, help="Of that fine-tuning at its start.")
 @click.option("--max-drop", default=0.01, show_default=True, help="Largest loss of quality.")
 @click.option("--confidence", default=0.95, show_default=True, help="That the promise holds.")
 @click.option("--seed", default=0, show_default=True, help="Fixes everything random.")
@@ -55,6 +70,8 @@ def command(
     evaluations: int,
     engine: str,
     batch: int,
+    updates: int,
+    rate: float,
     max_drop: float,
     confidence: float,
     seed: int,
@@ -68,7 +85,8 @@ def command(
     """Search the subnets of MODEL for the best at every cost, and certify a cheap one.
 
     MODEL is module:function or file.py:function. The function takes no argument and gives a
-    trained Supernet, which is judged on DATA, or a Problem with a quality and a cost of its own.
+    trained Supernet, which is judged on DATA; a plain network, whose widths become elastic and
+    which is fine-tuned on DATA first; or a Problem with a quality and a cost of its own.
 
     Subnets are compared on the validation part, the pick is certified on the calibration part, and
     the figures shown are of the test part. Every evaluation is kept in a study (an SQLite file in
@@ -86,59 +104,81 @@ def command(
     )  # fmt: skip
     if min(evaluations, workers, batch) < 1:
         raise InputError("--evaluations, --workers and --batch take numbers from 1")
+    if updates < 0 or not 0 < rate < math.inf:
+        raise InputError(f"--updates is 0 or more and --rate above 0, got {updates} and {rate}")
     _quiet()
     try:
-        _run(asked, request, data, target, standardise, budget, cost, device, notes)
+        judged = _Judged(data, target, standardise, budget, cost, device)
+        _run(asked, request, judged, Tuning(updates, rate, seed), notes)
     except KeyboardInterrupt:
         notes.print(f"\nstopped; {line}{'' if resume else ' --resume'} continues")
         sys.exit(130)
 
 
-def _run(
-    asked: Asked,
-    request: Request,
-    named: str | None,
-    target: str | None,
-    standardise: bool,
-    budget: str | None,
-    cost: str,
-    device: str,
-    notes: Console,
-) -> None:
-    from pointsman.cli.made import make
-    from pointsman.cli.subnets import Subnets, budget_of
-    from pointsman.compare.files import load
-    from pointsman.compare.results import POLICY, REPORT, write
-    from pointsman.frontier.table import results_table
-    from pointsman.supernet.supernet import Supernet
+@dataclass(frozen=True)
+class _Judged:
+    """The words of the command line that say what subnets are judged on."""
 
+    data: str | None
+    target: str | None
+    standardise: bool
+    budget: str | None
+    cost: str
+    device: str
+
+
+def _run(asked: Asked, request: Request, on: _Judged, tuning: Tuning, notes: Console) -> None:
     made = make(asked.named)
     if isinstance(made, Problem):
-        if named is not None or budget is not None:
+        if on.data is not None or on.budget is not None:
             raise InputError(
                 f"{asked.named} gives a Problem, which has its own quality, cost and budget: leave "
                 "out --data and --budget"
             )
         _show_front(made, _searched(made, asked, {}, notes), asked.out, notes)
         return
-    if not isinstance(made, Supernet):
+    if not isinstance(made, nn.Module):
         raise InputError(
-            f"{asked.named} must give a Supernet or a Problem, it gives a {type(made).__name__}"
+            f"{asked.named} must give a Supernet, a network or a Problem, it gives a "
+            f"{type(made).__name__}"
         )
-    if named is None:
-        raise InputError("a Supernet is judged on data: give --data")
-    data = load(named, target=target)
-    subnets = Subnets.of(made, data, request.seed, standardise=standardise, device=device)
-    problem = problem_of(subnets, cost, None)
-    if budget is not None:
+    if on.data is None:
+        raise InputError("a network is judged on data: give --data")
+    data = load(on.data, target=on.target)
+    parts = Parts.of(data, request.seed, standardise=on.standardise, device=on.device)
+    facts = facts_of(data, request.seed, on.standardise)
+    made, given = made.to(on.device), None
+    if not isinstance(made, Supernet):
+        made, given = _finetuned(made, parts, tuning, facts, asked, notes), made
+    facts["network"] = weights_digest(made)[:16]
+    subnets = Subnets(made, parts)
+    problem = problem_of(subnets, on.cost, None)
+    if on.budget is not None:
         whole = problem.cost(subnets.whole)
-        problem = problem_of(subnets, cost, budget_of(budget, whole, problem.unit))
-    facts = facts_of(subnets, data, request.seed, standardise)
+        problem = problem_of(subnets, on.cost, budget_of(on.budget, whole, problem.unit))
     evaluations = _searched(problem, asked, facts, notes)
-    found, chosen = settle(subnets, problem, evaluations, request, data, asked)
+    found, chosen = settle(subnets, problem, evaluations, request, data, asked, given)
     write(found, chosen, asked.out)
     Console().print(results_table(found))
     notes.print(f"report: {asked.out / REPORT}   subnet: {asked.out / POLICY}")
+
+
+def _finetuned(
+    given: nn.Module,
+    parts: Parts,
+    tuning: Tuning,
+    facts: dict[str, str],
+    asked: Asked,
+    notes: Console,
+) -> Supernet:
+    """A plain network as a supernet, with a bar while it is fine-tuned."""
+    with Bar(notes, [f"{asked.named}: every width becomes elastic"]) as bar:
+
+        def begin() -> None:
+            bar.plan(tuning.updates)
+            bar.begin("fine-tuning")
+
+        return finetuned(given, parts, tuning, facts, asked.out, begin, lambda: bar.advance(1))
 
 
 def _searched(
@@ -162,6 +202,7 @@ def _searched(
 
         try:
             evaluations = run(problem, asked, facts, begin, lambda _: bar.advance(1))
+            bar.advance(total - len(evaluations))  # of a space with fewer within the budget
         finally:
             torch.set_num_threads(threads)
     failed = [each for each in evaluations if each.failed]

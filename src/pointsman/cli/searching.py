@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pointsman.cli.made import Packed
-from pointsman.cli.subnets import UNITS, Subnets, rows_of, spelled
+from pointsman.cli.subnets import UNITS, Subnets, spelled
 from pointsman.compare import results as written
 from pointsman.compare.data import Dataset
 from pointsman.compare.metric import ACCURACY, BITS_PER_BYTE
@@ -22,7 +22,6 @@ from pointsman.compare.ways import testing_order
 from pointsman.cost import compare_latency
 from pointsman.errors import InputError
 from pointsman.frontier import Frontier, Outcomes, Pick, Point, certify, oracle
-from pointsman.policy_folder import weights_digest
 from pointsman.supernet.saved import save_subnet
 from pointsman.supernet.search.drawing import affordable_start
 from pointsman.supernet.search.engine import Engine
@@ -76,10 +75,9 @@ def engine_of(name: str, batch: int) -> Engine:
     return engine
 
 
-def facts_of(subnets: Subnets, data: Dataset, seed: int, standardise: bool) -> dict[str, str]:
-    """What evaluations depend on beside the space, by digests."""
+def facts_of(data: Dataset, seed: int, standardise: bool) -> dict[str, str]:
+    """What evaluations depend on beside the network, by digests."""
     return {
-        "network": weights_digest(subnets.supernet)[:16],
         "data": data.fingerprint()[:16],
         "split": f"seed {seed}, {'standardised' if standardise else 'as it is'}",
     }
@@ -177,6 +175,7 @@ def settle(
     request: Request,
     data: Dataset,
     asked: Asked,
+    given: torch.nn.Module | None = None,
 ) -> tuple[dict[str, Any], Subnet]:
     """The front measured on unseen parts, and the cheapest subnet whose quality is certified.
 
@@ -187,6 +186,8 @@ def settle(
         request: what drop is allowed, how surely.
         data: for its name.
         asked: how it was searched.
+        given: the network as it was before its fine-tuning, which is the reference where it is
+            better than the whole network afterwards.
 
     Raises:
         InputError: every evaluation failed.
@@ -196,24 +197,23 @@ def settle(
         failure = next((e.failure for e in evaluations), "nothing was evaluated")
         raise InputError(f"{asked.named}: every evaluation failed, the first with: {failure}")
     best = _thinned(best)
-    space, whole = problem.space, _reference(subnets, best)
+    space, reference = problem.space, _reference(subnets, problem, best, given)
     full = space.decode(subnets.whole)
     names = {e.genotype: spelled(space.decode(e.genotype), full) for e in best}
-    cost = problem.cost(whole)
 
     def outcomes(part: str) -> Outcomes:
-        rows = rows_of(subnets, [whole, *names], part)
+        rows = np.stack([subnets.qualities(genotype, part) for genotype in names])
         costs = np.array([[e.cost] for e in best]) * np.ones_like(rows[:1])
-        alone = np.full(rows.shape[1], cost)
+        alone = np.full(rows.shape[1], reference.cost)
         knobs = tuple(f"{WAY}: {name}" for name in names.values())
-        return Outcomes(knobs, rows[1:], costs, rows[0], alone, problem.unit)
+        return Outcomes(knobs, rows, costs, reference.qualities(part), alone, problem.unit)
 
     order = testing_order(outcomes("validation"))
     pick = certify(outcomes("calibration"), request.max_drop, request.confidence, order)
     tested = outcomes("test")
     picked = next(e for e in best if f"{WAY}: {names[e.genotype]}" == str(pick.knob))
     chosen = Subnet(subnets, picked.genotype, asked.named, pick.certificate.to_dict())
-    found = _results(subnets, problem, tested, pick, request, data, chosen, whole)
+    found = _results(subnets, problem, tested, pick, request, data, chosen, reference)
     found["search"] = {
         "engine": asked.engine,
         "seed": asked.seed,
@@ -226,13 +226,34 @@ def settle(
     return found, chosen
 
 
-def _reference(subnets: Subnets, best: Sequence[Evaluation]) -> Genotype:
-    """The whole network; where that is broken, the best subnet."""
+@dataclass(frozen=True)
+class _Reference:
+    """What subnets are compared with."""
+
+    name: str
+    cost: float
+    qualities: Callable[[str], np.ndarray[Any, np.dtype[np.float64]]]  # of a part's inputs, (N,)
+    module: Callable[[], torch.nn.Module]
+
+
+def _reference(
+    subnets: Subnets,
+    problem: Problem,
+    best: Sequence[Evaluation],
+    given: torch.nn.Module | None,
+) -> _Reference:
+    """The whole network, where it is broken the best subnet; or the one given, if it is better."""
+    genotype, name = subnets.whole, "the whole network"
     try:
-        subnets.quality(subnets.whole)
+        quality = subnets.quality(genotype)
     except Exception:  # the search has said what breaks
-        return best[-1].genotype
-    return subnets.whole
+        genotype, name = best[-1].genotype, "the best subnet"
+        quality = subnets.quality(genotype)
+    cost, parts = problem.cost(genotype), subnets.parts
+    if given is not None and parts.judged(given, "validation").mean() >= quality:
+        return _Reference("the network given", cost, partial(parts.judged, given), lambda: given)
+    taken = Subnet(subnets, genotype, "", None)
+    return _Reference(name, cost, partial(subnets.qualities, genotype), taken.extracted)
 
 
 def _plain(value: float) -> float | None:
@@ -254,18 +275,17 @@ def _results(
     request: Request,
     data: Dataset,
     chosen: Subnet,
-    whole: Genotype,
+    compared: _Reference,
 ) -> dict[str, Any]:
     found = Frontier.from_outcomes("Subnets of one supernet", tested)
     assert found.reference is not None
-    name = "the whole network" if whole == subnets.whole else "the best subnet"
-    reference = Point(name, found.reference.quality, found.reference.cost)
+    reference = Point(compared.name, found.reference.quality, found.reference.cost)
     cheapest = min(found.points, key=lambda point: point.cost)
     ladder = [Point("the cheapest subnet", cheapest.quality, cheapest.cost), reference]
-    example = subnets.inputs["test"][:1]
+    example = subnets.parts.inputs["test"][:1]
     modules = {
         "measured_ms": chosen.extracted(),
-        "reference_ms": Subnet(subnets, whole, "", None).extracted(),
+        "reference_ms": compared.module(),
     }
     calls = {name: partial(module, example) for name, module in modules.items()}
     times = compare_latency(calls)
@@ -273,7 +293,7 @@ def _results(
         data={
             "name": data.name,
             "kind": data.kind,
-            "inputs": {name: len(part) for name, part in subnets.inputs.items()},
+            "inputs": {name: len(part) for name, part in subnets.parts.inputs.items()},
             "classes": list(data.classes),
             "note": data.note,
         },

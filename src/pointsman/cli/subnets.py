@@ -4,14 +4,14 @@ Legend: N inputs.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pointsman.compare.data import Dataset, Kind, split
 from pointsman.compare.judging import judge
@@ -31,38 +31,32 @@ UNITS = {"flops": "MFLOPs", "parameters": "k parameters"}
 NORMALISED = 8  # batches of the training part, for statistics of batch norms
 
 
-@dataclass(eq=False)
-class Subnets:
-    """A supernet with the parts of a data set, as tensors; can be pickled.
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The four parts of a data set, as the network takes them.
 
     Args:
-        supernet: trained.
         kind: of the data.
         inputs: by part, (N, ...).
         targets: by part.
-        device: where it runs.
+        device: where they are.
     """
 
-    supernet: Supernet
     kind: Kind
     inputs: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
     device: str
-    _costs: dict[str, Cost] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, supernet: Supernet, data: Dataset, seed: int, *, standardise: bool, device: str
-    ) -> "Subnets":
-        """The four parts of a data set, as the network takes them.
+    def of(cls, data: Dataset, seed: int, *, standardise: bool, device: str) -> "Parts":
+        """Split and prepared as compare does it.
 
         Args:
-            supernet: trained.
-            data: is split as compare splits it.
+            data: to be split.
             seed: of the split.
             standardise: whether features and pixels are, by the training part; else they stay as
                 they are in the file.
-            device: where it runs.
+            device: where the network runs.
 
         Raises:
             InputError: too few rows, or no such device.
@@ -73,12 +67,34 @@ class Subnets:
             size = prepared.mean.shape
             prepared = Preparation(data.kind, torch.zeros(size), torch.ones(size))
         try:
-            supernet = supernet.to(device)
+            inputs = {name: prepared.inputs(part.x).to(device) for name, part in parts.items()}
+            targets = {name: prepared.targets(part).to(device) for name, part in parts.items()}
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {device}: this device cannot be used here") from error
-        inputs = {name: prepared.inputs(part.x).to(device) for name, part in parts.items()}
-        targets = {name: prepared.targets(part).to(device) for name, part in parts.items()}
-        return cls(supernet, data.kind, inputs, targets, device)
+        return cls(data.kind, inputs, targets, device)
+
+    def judged(self, network: nn.Module, part: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """(N,) qualities in [0, 1] of a network on a part's inputs."""
+        batches = (torch.split(of[part], BATCH) for of in (self.inputs, self.targets))
+        found = []
+        with evaluating(network), torch.no_grad():
+            for x, y in zip(*batches, strict=True):
+                found.append(judge(network(x), y, self.kind)[0].double().cpu().numpy())
+        return np.concatenate(found)
+
+
+@dataclass(eq=False)
+class Subnets:
+    """A supernet with the parts of a data set; can be pickled.
+
+    Args:
+        supernet: trained, on the device of the parts.
+        parts: of the data.
+    """
+
+    supernet: Supernet
+    parts: Parts
+    _costs: dict[str, Cost] = field(default_factory=dict)
 
     @property
     def whole(self) -> Genotype:
@@ -93,14 +109,9 @@ class Subnets:
     def qualities(self, genotype: Genotype, part: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) in [0, 1], of a part's inputs."""
         self.supernet.use(genotype)
-        train = self.inputs["train"][: BATCH * NORMALISED]
+        train = self.parts.inputs["train"][: BATCH * NORMALISED]
         recalibrate(self.supernet, torch.split(train, BATCH))
-        batches = (torch.split(of[part], BATCH) for of in (self.inputs, self.targets))
-        found = []
-        with evaluating(self.supernet), torch.no_grad():
-            for x, y in zip(*batches, strict=True):
-                found.append(judge(self.supernet(x), y, self.kind)[0].double().cpu().numpy())
-        return np.concatenate(found)
+        return self.parts.judged(self.supernet, part)
 
     def cost(self, which: str, genotype: Genotype) -> float:
         """Counted, per input (per token for text), in `UNITS`; infinite if the forward breaks."""
@@ -109,8 +120,8 @@ class Subnets:
         return self._costs[which](genotype)
 
     def _count(self, which: str) -> Cost:
-        example = self.inputs["validation"][:1]
-        per = 1e3 if which == "parameters" else example.shape[1] if self.kind == "text" else 1
+        example, text = self.parts.inputs["validation"][:1], self.parts.kind == "text"
+        per = 1e3 if which == "parameters" else example.shape[1] if text else 1
         count: Cost
         try:
             if which == "parameters":
@@ -172,8 +183,3 @@ def budget_of(given: str, whole: float, unit: str) -> float:
             f"got {given!r}"
         )
     return whole * share / 100 if text.endswith("%") else share
-
-
-def rows_of(subnets: Subnets, genotypes: Sequence[Genotype], part: str) -> np.ndarray[Any, Any]:
-    """(genotypes, N) qualities of a part."""
-    return np.stack([subnets.qualities(genotype, part) for genotype in genotypes])

@@ -12,9 +12,11 @@ from pointsman.modules import evaluating
 from pointsman.supernet.channels import ChannelGroup, call_with, channel_groups, reorder
 from pointsman.supernet.elastic.choices import Declaration, Depth, Skip
 from pointsman.supernet.elastic.plan import Plan
+from pointsman.supernet.elastic.widths import Heads, Width, are_heads
 from pointsman.supernet.supernet import Supernet
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any] | None
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
 # (model, group of units) -> (units,) how much each matters
 Importance = Callable[[nn.Module, ChannelGroup], Tensor]
 
@@ -22,7 +24,7 @@ Importance = Callable[[nn.Module, ChannelGroup], Tensor]
 def make_elastic(
     model: nn.Module,
     example: Example,
-    declarations: Sequence[Declaration],
+    declarations: Sequence[Declaration] | None = None,
     *,
     importance: Importance | None = None,
 ) -> Supernet:
@@ -35,7 +37,7 @@ def make_elastic(
             dictionary of named ones. None will do without `Width` and `Heads`; nothing is tried.
         declarations: such as `Depth(counts=(2, 4))` and `Width("**.mlp", shares=(0.5, 1))`; what is
             said about depth is taken first, so that choices inside a block depend on whether it
-            runs.
+            runs. None: every width and all attention heads, in quarters.
         importance: puts the units of each group in the order of their importance first, so that
             narrow subnets keep what matters; such as `magnitude`. None: they stay as they are.
 
@@ -45,7 +47,8 @@ def make_elastic(
     """
     ordered = copy.deepcopy(model) if importance is None else _sorted(model, example, importance)
     plan = Plan(ordered, example)
-    for declaration in sorted(declarations, key=lambda d: not isinstance(d, Depth | Skip)):
+    declared = _every_width(plan) if declarations is None else declarations
+    for declaration in sorted(declared, key=lambda d: not isinstance(d, Depth | Skip)):
         declaration.declare(plan)
     supernet = Supernet(plan.finish())
     broken = {} if example is None else broken_choices(supernet, example)
@@ -55,6 +58,12 @@ def make_elastic(
             "compute sizes in forward from the shapes of tensors"
         )
     return supernet
+
+
+def _every_width(plan: Plan) -> list[Declaration]:
+    kinds = {are_heads(group) for group in plan.groups}
+    found: list[Declaration] = [] if kinds == {True} else [Width(shares=QUARTERS)]
+    return [*found, Heads(shares=QUARTERS)] if True in kinds else found
 
 
 def magnitude(model: nn.Module, group: ChannelGroup) -> Tensor:

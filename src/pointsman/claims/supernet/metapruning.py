@@ -132,7 +132,8 @@ def _loss(net: "nn.Module", penalty: float) -> "Loss":
     def loss(module: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         still = chain.graph(module)
         edges = tuple(layer.weight[:, :, None] for _, layer in chain.layers)
-        return cross_entropy(module, x, y) + penalty * sparsity(Graph(still.nodes, edges))
+        graph = Graph(still.nodes, edges, still.weighed)
+        return cross_entropy(module, x, y) + penalty * sparsity(graph)
 
     return loss
 

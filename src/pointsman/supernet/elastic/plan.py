@@ -59,6 +59,13 @@ class Plan:
         """What a dial takes away."""
         self.parts.append(part)
 
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put a module in the place of another; the network itself has the name ""."""
+        if name:
+            replace(self.model, name, module)
+        else:
+            self.model = module
+
     def later(self, name: str, change: Change) -> None:
         """Replace a module once all parts are known."""
         self._changes.append((name, change))
@@ -101,5 +108,5 @@ class Plan:
         if not self._dials:
             raise InputError("an elastic network has a choice at least, nothing was declared")
         for name, change in self._changes:
-            replace(self.model, name, change(self.model.get_submodule(name)))
+            self.replace(name, change(self.model.get_submodule(name)))
         return Sliced(self.model, self.parts) if self.parts else self.model

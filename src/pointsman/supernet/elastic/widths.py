@@ -14,6 +14,7 @@ from torch import nn
 
 from pointsman.errors import InputError
 from pointsman.supernet.channels import ChannelGroup
+from pointsman.supernet.channels.attention import HeadAttention
 from pointsman.supernet.elastic.attributes import BATCH_NORMS, CONVOLUTIONS
 from pointsman.supernet.elastic.choices import counts_of
 from pointsman.supernet.elastic.dial import Dial
@@ -91,6 +92,10 @@ def _declare(
 
 
 def _cut_group(plan: Plan, group: ChannelGroup, dial: Dial, counts: Sequence[int]) -> None:
+    for name in {part.name.rpartition(".")[0] for part in group.slices}:
+        module = plan.model.get_submodule(name)
+        if isinstance(module, nn.MultiheadAttention):  # which needs all of its heads
+            plan.replace(name, HeadAttention(module))
     for part in group.slices:
         for module, tensor in _places(plan.model, part.name):
             rows = _store(module, tensor)[tensor].shape[part.dim]

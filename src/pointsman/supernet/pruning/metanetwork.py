@@ -45,10 +45,13 @@ class Graph:
     Attributes:
         nodes: for the inputs and for each layer, (O, F) features of the channels.
         edges: for each layer, (O, I, K) kernels, filled with zeros.
+        weighed: for each layer, (3,) 1 where bias, scale and shift stand for weights of the
+            network, 0 where it has none and the feature is a constant.
     """
 
     nodes: tuple[Tensor, ...]
     edges: tuple[Tensor, ...]
+    weighed: tuple[Tensor, ...]
 
 
 class Chain:
@@ -103,17 +106,19 @@ class Chain:
         values = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         values = {name: value.detach() for name, value in values.items()}
         plain = values[f"{self.layers[0][0]}.weight"].new_tensor(NODE)
-        nodes, edges = [plain.repeat(self.channels[0], 1)], []
+        nodes, edges, weighed = [plain.repeat(self.channels[0], 1)], [], []
         for (name, _), norm, before in zip(self.layers, self.norms, self.channels, strict=False):
             weight = values[f"{name}.weight"]
             kernel_OIK = weight.reshape(len(weight), before, -1)
             edges.append(nn.functional.pad(kernel_OIK, (0, self.positions - kernel_OIK.shape[2])))
             node_OF = plain.repeat(len(weight), 1)
+            there = [source in values for source in self._sources(name, norm)]
             for at, source in enumerate(self._sources(name, norm)):
-                if source in values:
+                if there[at]:
                     node_OF[:, at] = values[source]
             nodes.append(node_OF)
-        return Graph(tuple(nodes), tuple(edges))
+            weighed.append(plain.new_tensor([*there, False, False][:3]))
+        return Graph(tuple(nodes), tuple(edges), tuple(weighed))
 
     @staticmethod
     def _sources(name: str, norm: str | None) -> tuple[str, ...]:
@@ -156,14 +161,14 @@ class MetaNetwork(nn.Module):
         for round_ in self.rounds:
             nodes, edges = round_(nodes, edges)
         changed = [
-            torch.cat([old[:, :3] + SCALE * self.node_out(new), old[:, 3:]], dim=1)
-            for old, new in zip(graph.nodes, nodes, strict=True)
+            torch.cat([old[:, :3] + SCALE * weighed * self.node_out(new), old[:, 3:]], dim=1)
+            for old, new, weighed in zip(graph.nodes[1:], nodes[1:], graph.weighed, strict=True)
         ]
         kernels = [
             torch.where(old == 0, old, old + SCALE * self.edge_out(new))  # what is filled up stays
             for old, new in zip(graph.edges, edges, strict=True)
         ]
-        return Graph((graph.nodes[0], *changed[1:]), tuple(kernels))
+        return Graph((graph.nodes[0], *changed), tuple(kernels), graph.weighed)
 
 
 class _Round(nn.Module):
@@ -222,7 +227,7 @@ def sparsity(graph: Graph, alpha: float = 16.0) -> Tensor:
     """
     total = graph.edges[0].new_zeros(())
     for at in range(len(graph.edges) - 1):
-        node_OF = graph.nodes[at + 1][:, :3]
+        node_OF = graph.weighed[at] * graph.nodes[at + 1][:, :3]
         came, goes = graph.edges[at].square().sum((1, 2)), graph.edges[at + 1].square().sum((0, 2))
         square_O = came + goes + node_OF.square().sum(dim=1)
         norm_O = square_O.detach().sqrt()
