@@ -39,7 +39,7 @@ def test_planted_effects_are_recovered_from_three_masks_a_candidate(paired):
 
 
 def test_a_useless_unit_goes_and_a_useful_one_stays():
-    model = SmallDecoder(0, layers=2)
+    model = SmallDecoder(0, layers=1)
     group = next(g for g in channel_groups(model, IDS) if g.name == "blocks.0.feed_forward.up")
     whole = dict(model.named_parameters())["blocks.0.feed_forward.up.weight"].detach().clone()
 
@@ -75,11 +75,11 @@ def test_the_share_asked_for_goes_and_the_smaller_model_is_the_one_with_zeros():
 
 
 def test_the_prior_is_weights_times_the_size_of_what_they_read():
-    model = SmallDecoder(0, layers=2)
-    group = next(g for g in channel_groups(model, IDS) if g.name == "blocks.1.feed_forward.up")
-    down = model.blocks[1].feed_forward.down.weight.detach().double()
+    model = SmallDecoder(0, layers=1)
+    group = next(g for g in channel_groups(model, IDS) if g.name == "blocks.0.feed_forward.up")
+    down = model.blocks[0].feed_forward.down.weight.detach().double()
     size = torch.arange(192).double()
-    found = weighted_inputs(model, group, {"blocks.1.feed_forward.down": size})
+    found = weighted_inputs(model, group, {"blocks.0.feed_forward.down": size})
     assert_close(found, down.abs().sum(dim=0) * size)
 
 
@@ -87,8 +87,8 @@ def test_bad_settings_and_utilities_are_refused():
     with pytest.raises(InputError, match="share lies in"):
         PerturbationPruning(1.0)
     with pytest.raises(InputError, match="finite"):
-        PerturbationPruning(masks=4).fit(SmallDecoder(0, layers=2), IDS, lambda net: float("nan"))
+        PerturbationPruning(masks=4).fit(SmallDecoder(0, layers=1), IDS, lambda net: float("nan"))
     with pytest.raises(InputError, match="lower the share"):
         PerturbationPruning(0.999, step=0.5, masks=0).fit(
-            SmallDecoder(0, layers=2), IDS, lambda net: 0.0
+            SmallDecoder(0, layers=1), IDS, lambda net: 0.0
         )

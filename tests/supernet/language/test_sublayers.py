@@ -9,12 +9,12 @@ from pointsman.supernet.language import SkipSublayers, find_sublayers, tidy
 from pointsman.supernet.language.calling import call, logits_of
 from pointsman.supernet.making import make_elastic
 
-SIZES = {"vocab_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+SIZES = {"vocab_size": 64, "num_attention_heads": 4}
 WIDE = {"hidden_size": 16, "intermediate_size": 24}
 IDS = torch.randint(60, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
-def transformers_model(name):
+def transformers_model(name, layers=2):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config, model, sizes = {
@@ -25,15 +25,15 @@ def transformers_model(name):
     }[name]
     if name == "opt":
         sizes |= {"word_embed_proj_dim": 16, "max_position_embeddings": 32}
-    made = getattr(transformers, config)(**SIZES, **sizes)
+    made = getattr(transformers, config)(num_hidden_layers=layers, **SIZES, **sizes)
     return getattr(transformers, model)(made).eval()
 
 
-def own_model():
+def own_model(layers=2):
     def feed_forward(layer, width):
         return nn.Sequential(nn.Linear(width, 32), nn.GELU(), nn.Linear(32, width))
 
-    return LanguageModel(feed_forward, layers=3, context=16).eval()
+    return LanguageModel(feed_forward, layers=layers, context=16).eval()
 
 
 def model_of(name):
@@ -43,15 +43,15 @@ def model_of(name):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "phi", "own"])
 def test_each_layer_has_an_attention_and_a_feed_forward(name):
     found = find_sublayers(model_of(name), IDS)
-    assert [each.kind for each in found] == ["attention", "feed-forward"] * 3
-    assert [each.layer for each in found] == [0, 0, 1, 1, 2, 2]
+    assert [each.kind for each in found] == ["attention", "feed-forward"] * 2
+    assert [each.layer for each in found] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "phi", "own"])
 def test_a_subnet_without_sublayers_is_the_model_with_zeros_in_their_place(name):
     model = model_of(name)
     net = make_elastic(model, IDS, [SkipSublayers()]).eval()
-    genotype = (0, 1, 1, 0, 1, 1)
+    genotype = (0, 1, 1, 0)
     net.use(genotype)
     gone = [
         each for each, kept in zip(find_sublayers(model, IDS), genotype, strict=True) if not kept
@@ -70,7 +70,7 @@ def test_a_subnet_without_sublayers_is_the_model_with_zeros_in_their_place(name)
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_model_without_its_first_attention_writes_with_its_cache_as_without(name):
-    net = make_elastic(transformers_model(name), IDS, [SkipSublayers()]).eval()
+    net = make_elastic(transformers_model(name, layers=3), IDS, [SkipSublayers()]).eval()
     small = tidy(net.extract((0, 1, 1, 1, 0, 0)))
     assert small.config.num_hidden_layers == 2
     about = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -81,7 +81,7 @@ def test_a_model_without_its_first_attention_writes_with_its_cache_as_without(na
 def test_only_one_kind_becomes_elastic_where_asked_for():
     net = make_elastic(own_model(), IDS, [SkipSublayers("attention")])
     assert [choice.name for choice in net.space.choices] == [
-        f"blocks.{at}.mix.kept" for at in range(3)
+        f"blocks.{at}.mix.kept" for at in range(2)
     ]
 
 
@@ -119,4 +119,4 @@ def test_a_model_without_a_list_of_layers_is_refused():
 def test_leaving_out_everything_is_refused():
     net = make_elastic(own_model(), IDS, [SkipSublayers()])
     with pytest.raises(InputError, match="at least one"):
-        tidy(net.extract([0] * 6))
+        tidy(net.extract([0] * 4))

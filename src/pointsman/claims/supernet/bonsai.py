@@ -53,7 +53,7 @@ def quick() -> None:
         must(rank > 0.95, f"planted effects are recovered, got a rank correlation of {rank:.2f}")
     import torch
 
-    model = SmallDecoder(0, layers=2)
+    model = SmallDecoder(0, layers=1)
     ids = windows(torch.arange(2000) % 128, 2, 0)[:, :-1]
     pruned = PerturbationPruning(SHARE, step=0.25, masks=0).fit(model, ids, lambda net: 0.0).pruned_
     sizes = [
@@ -64,7 +64,9 @@ def quick() -> None:
         )
         for net in (model, pruned)
     ]
-    must(abs(sizes[1] / sizes[0] - (1 - SHARE)) < 0.05, f"half of the units' parameters, {sizes}")
+    head = 1 / 12  # of the parameters, the last unit removed may exceed the share
+    left = sizes[1] / sizes[0]
+    must(1 - SHARE - head <= left <= 1 - SHARE, f"half of the units' parameters, {sizes}")
     with torch.no_grad():
         must(bool(pruned(ids).isfinite().all()), "the smaller network runs")
 

@@ -39,16 +39,16 @@ def quick() -> None:
 
     from pointsman.claims.small_decoder import SmallDecoder, windows
 
-    model = SmallDecoder(0)
+    model = SmallDecoder(0, layers=2)
     net = _supernet(model)
-    must(net.space.count() == 3**6, "six layers: gone, halved or whole")
+    must(net.space.count() == 3**2, "two layers: gone, halved or whole")
     ids = windows(torch.arange(2000) % 128, 2, 0)[:, :-1]
     with torch.no_grad():
         must(torch.allclose(net(ids), model(ids), atol=1e-5), "sorting its units changes nothing")
-    taken = net.space.encode(_uniform(net, 1.0) | {"blocks.2.kept": False})
+    taken = net.space.encode(_uniform(net, 1.0) | {"blocks.1.kept": False})
     taken = net.space.canonical(taken)
     small: Any = net.extract(taken)
-    must(len(small.blocks) == 5, "a layer is gone")
+    must(len(small.blocks) == 1, "a layer is gone")
     net.use(taken)
     with torch.no_grad():
         must(torch.allclose(net(ids), small(ids), atol=1e-5), "the subnet stands alone")

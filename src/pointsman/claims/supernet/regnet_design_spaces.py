@@ -11,7 +11,7 @@ What was settled:
 - Residual networks of fully connected blocks on noisy digits instead of convolutions on ImageNet,
   with 12,000 to 16,000 parameters; 4 to 12 blocks. No bottleneck and no groups.
 - The free space has 4 stages of 1 to 3 blocks, widths are multiples of 4 up to 64 in both spaces.
-- 30 networks from each space, all trained alike for 120 updates; errors on the test part, nothing
+- 16 networks from each space, all trained alike for 120 updates; errors on the test part, nothing
   is chosen by them.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pointsman.supernet.design_spaces import Stages
 
-NETWORKS, UPDATES = 30, 120
+NETWORKS, UPDATES = 16, 120
 WITHIN = (12_000, 16_000)  # parameters
 
 
@@ -49,7 +49,7 @@ def quick() -> None:
 
 
 def full(seed: int) -> Figures:
-    """Errors of 30 networks from each space."""
+    """Errors of 16 networks from each space."""
     import numpy as np
 
     from pointsman.claims.architectures import NOISE, noisy_digits
@@ -165,8 +165,8 @@ CLAIM = Claim(
     "free space at equal cost.",
     baseline="A free space with a width and a depth for each of four stages, sampled and trained "
     "alike, in the same range of parameters.",
-    criterion="The mean test error of 30 networks of the quantised line, in the mean over the "
-    "seeds, is at most that of 30 networks of the free space.",
+    criterion="The mean test error of 16 networks of the quantised line, in the mean over the "
+    "seeds, is at most that of 16 networks of the free space.",
     quick=quick,
     full=full,
     decide=decide,

@@ -5,7 +5,7 @@ next, or every block of a stage.
 """
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -49,16 +49,25 @@ class Elastic(Protocol):
         ...
 
 
+# Asked once a class: a protocol is compared name by name, and this is at every change of subnet.
+_KINDS: dict[type, bool] = {}
+
+
 def dials_of(body: nn.Module) -> tuple[Dial, ...]:
     """Every dial in a network, once, in order of definition."""
     found: dict[str, Dial] = {}
-    for module in body.modules():
-        for dial in module.dials() if isinstance(module, Elastic) else ():
+    for module in elastic_modules(body):
+        for dial in module.dials():
             known = found.setdefault(dial.choice.name, dial)
             assert known is dial, f"two dials are named {dial.choice.name!r}"
     return tuple(found.values())
 
 
-def elastic_modules(body: nn.Module) -> Iterator[nn.Module]:
+def elastic_modules(body: nn.Module) -> Iterator[Any]:
     """The elastic modules of a network, outer ones first."""
-    return (module for module in body.modules() if isinstance(module, Elastic))
+    for module in body.modules():
+        kind = type(module)
+        if kind not in _KINDS:
+            _KINDS[kind] = isinstance(module, Elastic)
+        if _KINDS[kind]:
+            yield module
