@@ -62,11 +62,19 @@ def test_the_penalty_has_the_published_gradient() -> None:
     gradient = torch.autograd.grad(sparsity(graph, alpha=16.0), edges)
     first, bias, second = net[0].weight, net[0].bias, net[2].weight
     norm = (first.square().sum(1) + bias.square() + second.square().sum(0)).sqrt()
-    # Scale of the default normalisation, 1, is a weight of the unit as well.
-    norm = (norm.square() + 1).sqrt()
     gamma = 16 ** ((norm.max() - norm) / (norm.max() - norm.min()))
     assert_close(gradient[0][..., 0], gamma[:, None] * first)
     assert_close(gradient[1][..., 0], gamma * second)
+
+
+def test_scales_that_a_network_does_not_have_stay_constant() -> None:
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+    chain = Chain(net)
+    torch.manual_seed(0)
+    changed = MetaNetwork(chain.positions)(chain.graph(net))
+    bias, scale, shift = changed.nodes[1][:, :3].T
+    assert_close(torch.stack([bias, scale - 1, shift]), torch.zeros(3, 4))
+    assert bool((changed.nodes[2][:, 0] != net[2].bias).any())
 
 
 def test_training_lowers_the_objective_on_the_networks_it_sees() -> None:

@@ -3,7 +3,7 @@
 Liu et al., "Meta Pruning via Graph Metanetworks: A Meta Learning Framework for Network Pruning"
 (2025, arXiv 2506.12041). A network is read as a graph: a node for each channel, an edge for each
 kernel between two channels. A graph network (the metanetwork) reads it and gives a network of the
-same shape, old weights + `SCALE` x change. It is trained on a few trained networks, by the loss of
+same shape, old weights + scale x change. It is trained on a few trained networks, by the loss of
 the networks that it gives, and a penalty on them whose gradient is
 
     strength gamma_g w,   gamma_g = alpha^((most - |w_g|) / (most - least))
@@ -32,7 +32,7 @@ from torch.func import functional_call
 
 from pointsman.errors import InputError
 
-SCALE = 0.01  # of what the metanetwork changes: it starts near the identity
+SCALE = 0.01  # as published: the metanetwork starts near the identity
 NODE = (0.0, 1.0, 0.0, 0.0, 1.0)  # bias; scale, shift, mean and variance of batch normalisation
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Weights = dict[str, Tensor]  # by name, as functional_call takes them
@@ -146,10 +146,14 @@ class MetaNetwork(nn.Module):
         positions: K of the networks it is for.
         hidden: H.
         rounds: of messages along edges, in both directions.
+        scale: of what it changes.
     """
 
-    def __init__(self, positions: int, hidden: int = 16, rounds: int = 3) -> None:
+    def __init__(
+        self, positions: int, hidden: int = 16, rounds: int = 3, scale: float = SCALE
+    ) -> None:
         super().__init__()
+        self.scale = scale
         self.node_in, self.edge_in = nn.Linear(len(NODE), hidden), nn.Linear(positions, hidden)
         self.rounds = nn.ModuleList(_Round(hidden) for _ in range(rounds))
         self.node_out, self.edge_out = nn.Linear(hidden, 3), nn.Linear(hidden, positions)
@@ -161,11 +165,13 @@ class MetaNetwork(nn.Module):
         for round_ in self.rounds:
             nodes, edges = round_(nodes, edges)
         changed = [
-            torch.cat([old[:, :3] + SCALE * weighed * self.node_out(new), old[:, 3:]], dim=1)
+            torch.cat([old[:, :3] + self.scale * weighed * self.node_out(new), old[:, 3:]], dim=1)
             for old, new, weighed in zip(graph.nodes[1:], nodes[1:], graph.weighed, strict=True)
         ]
         kernels = [
-            torch.where(old == 0, old, old + SCALE * self.edge_out(new))  # what is filled up stays
+            torch.where(
+                old == 0, old, old + self.scale * self.edge_out(new)
+            )  # what is filled up stays
             for old, new in zip(graph.edges, edges, strict=True)
         ]
         return Graph((graph.nodes[0], *changed), tuple(kernels), graph.weighed)
@@ -247,6 +253,7 @@ def train_metanetwork(
     rate: float = 1e-3,
     hidden: int = 16,
     rounds: int = 3,
+    scale: float = SCALE,
     seed: int = 0,
 ) -> MetaNetwork:
     """Learn to rewrite from a few trained networks of one shape, taken in turns.
@@ -260,6 +267,7 @@ def train_metanetwork(
         rate: at the start.
         hidden: size of the metanetwork's features.
         rounds: of its messages.
+        scale: of what it changes: `SCALE` suits weights of large networks, which are small.
         seed: of its weights.
 
     Raises:
@@ -270,7 +278,7 @@ def train_metanetwork(
     chain = Chain(networks[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        meta = MetaNetwork(chain.positions, hidden, rounds)
+        meta = MetaNetwork(chain.positions, hidden, rounds, scale)
     optimiser = torch.optim.AdamW(meta.parameters(), rate, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     graphs = [(net, chain.graph(net)) for net in networks]
