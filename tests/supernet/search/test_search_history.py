@@ -4,9 +4,11 @@ import math
 import multiprocessing
 import multiprocessing.context
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -17,6 +19,7 @@ from pointsman.supernet.search.engine import Proposals
 from pointsman.supernet.search.history import History
 from pointsman.supernet.search.problem import Evaluation, Problem
 from pointsman.supernet.search.run import search
+from pointsman.supernet.search.studies import FilePresence
 from pointsman.supernet.space import Choice, Genotype, Space
 
 PATIENCE = 120.0  # seconds, on a machine that is busy
@@ -279,3 +282,20 @@ def test_an_unreachable_database_is_one_error_without_the_password(tmp_path: Pat
     with pytest.raises(InputError, match="cannot be reached") as told:
         History(SPACE, f"postgresql://user:secret@/nowhere?host={tmp_path}")
     assert "secret" not in str(told.value)
+
+
+def test_who_leaves_last_removes_the_folder_and_leaving_at_once_is_no_error(tmp_path: Path) -> None:
+    rounds, meet, one = 30, threading.Barrier(4), threading.Lock()
+
+    def come_and_go(owner: int) -> None:
+        for turn in range(rounds):
+            presence = FilePresence(tmp_path / "study.db")
+            meet.wait(20)
+            with one:  # as where a study is opened
+                presence.enter(owner + 10 * turn)
+            meet.wait(20)
+            presence.leave()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
+    assert not (tmp_path / "study.db.workers").exists()

@@ -8,7 +8,7 @@ lock goes when the process does, however it ends.
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,11 +82,9 @@ class FilePresence:
         Path(self._own.lock_file).unlink(missing_ok=True)
         self._own.release()
         self._own = None
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            try:
-                self.folder.rmdir()
-            except OSError:  # another process has just entered
-                return
+        # Refused while another process has a lock in it, and gone if another was the last.
+        with suppress(OSError):
+            self.folder.rmdir()
 
 
 class PostgresPresence:
