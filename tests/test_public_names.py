@@ -227,9 +227,8 @@ NAMES = {
     ),
     "pointsman.supernet.transforming": (
         "AutoregressivePolicy Branches CompressionReward LayerwisePolicy MULTIPLIERS OPERATIONS "
-        "TreePolicy cell_space edited part_of path_level_search policy_search removal_search "
-        "replace_identity replicated shrinkage_search shrunk split tangent_reward transformed "
-        "with_node"
+        "TreePolicy cell_space edited part_of path_level_search policy_search replace_identity "
+        "replicated shrunk split tangent_reward transformed with_node"
     ),
 }
 LEVELS = "route cost errors select learn run depth steps moe supernet pool"

@@ -214,6 +214,16 @@ def test_killed_half_way_it_is_resumed_without_loss_or_repetition(
     assert "6.0000  4 MFLOPs  a 4, b 8" in ran.out
 
 
+def test_a_name_between_colons_is_shown_as_it_is(
+    folder: Path, pointsman: Callable[..., Any]
+) -> None:
+    text = (folder / "model.py").read_text().replace("cost, budget=0.5)", "cost)")
+    (folder / "model.py").write_text(text)
+    ran = pointsman("search", "model.py:one")
+    assert ran.code == 0, ran.err
+    assert "model.py:one: 1 subnet, 1 to evaluate" in ran.err
+
+
 def test_two_searches_share_one_study(folder: Path) -> None:
     children = [start(folder, "--study", "both.db", "--out", f"run{at}") for at in (1, 2)]
     for child in children:

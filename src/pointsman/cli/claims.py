@@ -34,7 +34,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         listed = [standing.as_dict() for standing in standings]
         click.echo(json.dumps(listed, indent=1, ensure_ascii=False))
     else:
-        Console().print(_listing(standings))
+        Console(emoji=False).print(_listing(standings))
 
 
 @command.command("run")
@@ -43,7 +43,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
 def run(name: str, full: bool, as_json: bool) -> None:
     """Check the mechanism of the claim NAME; with --full, measure it and decide."""
-    claim, notes = find(name), Console(stderr=True, highlight=False)
+    claim, notes = find(name), Console(stderr=True, emoji=False, highlight=False)
     if not full:
         _quick(claim, as_json)
         return
@@ -55,7 +55,7 @@ def run(name: str, full: bool, as_json: bool) -> None:
     if as_json:
         click.echo(found.to_json(), nl=False)
     else:
-        Console().print(_result(claim, found))
+        Console(emoji=False).print(_result(claim, found))
     notes.print(_recorded(claim, found), soft_wrap=True)
 
 

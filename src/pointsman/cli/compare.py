@@ -168,7 +168,7 @@ def command(
     cost of each model. Then routers and cascades over these models are compared.
     """
     # Names come from files: they are shown as they are, and a command can be copied in one piece.
-    notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    notes = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
     chosen = tuple(way.strip() for way in ways.split(",") if way.strip())
     asked = " ".join(
         shlex.quote(word) for word in ["pointsman", *sys.argv[1:]] if word != "--resume"
@@ -193,5 +193,5 @@ def command(
     if as_json_:
         click.echo(as_json(found), nl=False)
     else:
-        Console().print(results_table(found))
+        Console(emoji=False).print(results_table(found))
     notes.print(f"report: {folder / REPORT}   policy: {folder / POLICY}")

@@ -261,7 +261,7 @@ def _table(*columns: str) -> "Table":
 def _print(table: "Table") -> None:
     from rich.console import Console
 
-    Console(markup=False).print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _print_json(value: Any) -> None:

@@ -60,7 +60,7 @@ def _rows(served: str) -> Iterator[Row]:
 
 def _show(found: Replay) -> None:
     """Estimates and shares as tables, then the words."""
-    console = Console()
+    console = Console(emoji=False)
     if found.quality:
         table = Table(title=f"Point {found.point} on {found.rows:,} served requests")
         for heading in ("method", "quality", "interval", f"cost ({found.unit})", "interval"):

@@ -94,7 +94,7 @@ def command(
     are given one --study share the work. Neither changes what is found; --batch may, and should be
     no smaller than the number of workers that are to be busy.
     """
-    notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    notes = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
     line = " ".join(shlex.quote(word) for word in ["pointsman", *sys.argv[1:]])
     request = Request(max_drop, confidence, seed=seed, command=line).check("features")
     name = model.rpartition(":")[2]
@@ -139,8 +139,8 @@ def _run(asked: Asked, request: Request, on: _Judged, tuning: Tuning, notes: Con
         return
     if not isinstance(made, nn.Module):
         raise InputError(
-            f"{asked.named} must give a Supernet, a network or a Problem, it gives a "
-            f"{type(made).__name__}"
+            f"{asked.named} must give a Supernet, a network, or a Problem (a Space with its quality "
+            f"and its cost), it gives a {type(made).__name__}"
         )
     if on.data is None:
         raise InputError("a network is judged on data: give --data")
@@ -159,7 +159,7 @@ def _run(asked: Asked, request: Request, on: _Judged, tuning: Tuning, notes: Con
     evaluations = _searched(problem, asked, facts, notes)
     found, chosen = settle(subnets, problem, evaluations, request, data, asked, given)
     write(found, chosen, asked.out)
-    Console().print(results_table(found))
+    Console(emoji=False).print(results_table(found))
     notes.print(f"report: {asked.out / REPORT}   subnet: {asked.out / POLICY}")
 
 
@@ -192,7 +192,9 @@ def _searched(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in workers, so that their number changes nothing
     total = min(asked.evaluations, problem.space.count())
-    heading = [f"{asked.named}: {problem.space.count():,} subnets, {total} to evaluate"]
+    count = problem.space.count()
+    kind = "subnet" if count == 1 else "subnets"
+    heading = [f"{asked.named}: {count:,} {kind}, {total} to evaluate"]
     with Bar(notes, heading) as bar:
 
         def begin(known: int) -> None:

@@ -27,4 +27,4 @@ def command(results: Path, as_json_: bool) -> None:
         raise InputError(
             f"{results}: the results are damaged ({type(error).__name__}): run compare again"
         ) from error
-    Console().print(table)
+    Console(emoji=False).print(table)

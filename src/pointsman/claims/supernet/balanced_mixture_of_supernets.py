@@ -74,7 +74,14 @@ def _network(seed: int) -> "nn.Module":
             return (self.dial,)
 
         def plain(self) -> nn.Module:
-            raise NotImplementedError
+            taken = _places()[self.dial.index]
+            found: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
+            for at in range(LAYERS + 1):
+                if at in taken:
+                    found.append(nn.MaxPool2d(2))
+                if at < LAYERS:
+                    found += [self.layers[at], nn.ReLU()]
+            return nn.Sequential(*found, nn.Flatten(), self.last)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,6 +97,9 @@ def quick() -> None:
 
     net = several_weights(Supernet(_network(0)), SETS, seed=1)
     must(net.space.count() == SETS * 10, "every configuration with every set")
+    x = torch.randn(2, 64)
+    net.use((1, 7))
+    must(torch.equal(net.extract((1, 7))(x), net(x)), "a configuration alone is the same network")
     paths = BalancedPaths(net.space, lambda _: 0.0)
     generator = torch.Generator().manual_seed(0)
     paths.quality_PM = 0.9 + 0.1 * torch.rand(10, SETS, generator=generator)

@@ -1,7 +1,7 @@
 """Networks made from a trained one: edits that keep its function, and policies that choose edits.
 
 Path-level transformation (`replicated`, `split`, `with_node`, `cell_space`, `path_level_search`)
-and compression in two stages (`removal_search`, `shrinkage_search`).
+and compression in two stages (`policy_search` with `CompressionReward`).
 """
 
 from pointsman.supernet.transforming.branches import (
@@ -22,8 +22,6 @@ from pointsman.supernet.transforming.cells import (
 from pointsman.supernet.transforming.compression import (
     MULTIPLIERS,
     CompressionReward,
-    removal_search,
-    shrinkage_search,
     shrunk,
 )
 from pointsman.supernet.transforming.policy_search import (
@@ -46,10 +44,8 @@ __all__ = [
     "part_of",
     "path_level_search",
     "policy_search",
-    "removal_search",
     "replace_identity",
     "replicated",
-    "shrinkage_search",
     "shrunk",
     "split",
     "tangent_reward",

@@ -5,7 +5,9 @@ Learning", arXiv 1709.06030. A child is rewarded for its accuracy and for what i
 
     R = A * C(2 - C),   A = quality / quality of the teacher,   C = 1 - cost / cost of the teacher,
 
-and -1 if it does not run.
+and -1 if it does not run. Both stages are `policy_search` with this reward: first `LayerwisePolicy`
+over choices (False, True), one a layer; then, on the best child, `AutoregressivePolicy` over
+`MULTIPLIERS`, one choice for each layer and size. The published rates are 0.003 and 0.1.
 
 Where we depart: every draw is credited with its own reward; the published code gives all draws of
 an update their mean. The baseline is a moving average instead of the mean of all past rewards. Of
@@ -14,18 +16,8 @@ the multipliers of the published code each is there once.
 
 from math import floor
 
-from torch import Tensor
-
 from pointsman.errors import InputError
-from pointsman.supernet.search.engine import Proposals
-from pointsman.supernet.search.problem import Evaluation, Problem
-from pointsman.supernet.transforming.policy_search import (
-    AutoregressivePolicy,
-    Drawn,
-    LayerwisePolicy,
-    Reward,
-    policy_search,
-)
+from pointsman.supernet.search.problem import Evaluation
 
 MULTIPLIERS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FAILED = -1.0
@@ -82,75 +74,3 @@ class CompressionReward:
 def shrunk(size: int, multiplier: float, least: int = 1) -> int:
     """A size times a multiplier, rounded down, and `least` or more."""
     return max(floor(size * multiplier), least)
-
-
-def removal_search(
-    problem: Problem,
-    seed: int,
-    *,
-    reward: Reward,
-    layers: Tensor | None = None,
-    rollouts: int = 5,
-    updates: int = 100,
-    rate: float = 3e-3,
-    drawn: Drawn = lambda genotypes, rewards: None,
-) -> Proposals:
-    """First stage: a bidirectional LSTM over the layers says of each whether it stays.
-
-    Args:
-        problem: one choice a layer, such as (False, True).
-        seed: of the policy's weights and draws.
-        reward: such as a `CompressionReward`.
-        layers: (C, F) description of each layer; None: the order alone.
-        rollouts: draws an update.
-        updates: of the policy; the engine ends after them.
-        rate: of Adam.
-        drawn: called after each update with all draws and their rewards.
-    """
-    return policy_search(
-        problem,
-        seed,
-        policy=lambda space: LayerwisePolicy(space, layers),
-        reward=reward,
-        rollouts=rollouts,
-        updates=updates,
-        rate=rate,
-        drawn=drawn,
-    )
-
-
-def shrinkage_search(
-    problem: Problem,
-    seed: int,
-    *,
-    reward: Reward,
-    layers: Tensor | None = None,
-    rollouts: int = 5,
-    updates: int = 100,
-    rate: float = 1e-2,
-    drawn: Drawn = lambda genotypes, rewards: None,
-) -> Proposals:
-    """Second stage: an autoregressive LSTM says for each size of each layer what is left of it.
-
-    The published rate is 0.1; a lower one is the default here.
-
-    Args:
-        problem: one choice a layer and size, such as `MULTIPLIERS`.
-        seed: of the policy's weights and draws.
-        reward: such as a `CompressionReward`.
-        layers: (C, F) description of what each choice is about; None: the order alone.
-        rollouts: draws an update.
-        updates: of the policy; the engine ends after them.
-        rate: of Adam.
-        drawn: called after each update with all draws and their rewards.
-    """
-    return policy_search(
-        problem,
-        seed,
-        policy=lambda space: AutoregressivePolicy(space, layers),
-        reward=reward,
-        rollouts=rollouts,
-        updates=updates,
-        rate=rate,
-        drawn=drawn,
-    )
