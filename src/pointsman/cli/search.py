@@ -139,8 +139,8 @@ def _run(asked: Asked, request: Request, on: _Judged, tuning: Tuning, notes: Con
         return
     if not isinstance(made, nn.Module):
         raise InputError(
-            f"{asked.named} must give a Supernet, a network, or a Problem (a Space with its quality "
-            f"and its cost), it gives a {type(made).__name__}"
+            f"{asked.named} must give a Supernet, a network, or a Problem (a Space with a quality "
+            f"and a cost), it gives a {type(made).__name__}"
         )
     if on.data is None:
         raise InputError("a network is judged on data: give --data")
@@ -191,8 +191,8 @@ def _searched(
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in workers, so that their number changes nothing
-    total = min(asked.evaluations, problem.space.count())
     count = problem.space.count()
+    total = min(asked.evaluations, count)
     kind = "subnet" if count == 1 else "subnets"
     heading = [f"{asked.named}: {count:,} {kind}, {total} to evaluate"]
     with Bar(notes, heading) as bar:
