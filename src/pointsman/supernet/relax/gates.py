@@ -40,7 +40,27 @@ def softmax_gate(logits: Tensor, keep: int = 1, draw: Draw | None = None) -> Ten
 
 
 @dataclass(frozen=True)
-class GumbelGate:
+class Annealed:
+    """A gate with a temperature that falls during the training.
+
+    Args:
+        start: temperature at the beginning.
+        end: at the end.
+
+    Raises:
+        InputError: a temperature that is not above 0.
+    """
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if min(self.start, self.end) <= 0:
+            raise InputError(f"temperatures are above 0, got {self.start} and {self.end}")
+
+
+@dataclass(frozen=True)
+class GumbelGate(Annealed):
     """As many options as are kept, drawn without putting back, each with weight one.
 
     The draw is from softmax(logits); backward it has the gradient of the soft draw, softmax((logits
@@ -58,10 +78,6 @@ class GumbelGate:
 
     start: float = 10.0
     end: float = 0.1
-
-    def __post_init__(self) -> None:
-        if min(self.start, self.end) <= 0:
-            raise InputError(f"temperatures are above 0, got {self.start} and {self.end}")
 
     def __call__(self, logits: Tensor, keep: int = 1, draw: Draw | None = None) -> Tensor:
         """Weights (E,) of 0 and 1."""

@@ -27,7 +27,7 @@ from torch.nn.functional import adaptive_avg_pool1d
 
 from pointsman.errors import InputError
 from pointsman.supernet.elastic.dial import Dial
-from pointsman.supernet.relax.gates import Draw, softmax_gate
+from pointsman.supernet.relax.gates import Annealed, Draw, softmax_gate
 from pointsman.supernet.space import Choice, Option
 from pointsman.supernet.supernet import plain_module
 
@@ -227,7 +227,7 @@ class AnyInput(nn.Module):
 
 
 @dataclass(frozen=True)
-class PairGate:
+class PairGate(Annealed):
     """Two options, drawn without putting back, weighed by a softmax between them.
 
     Gumbel noise is added to the log probabilities and the temperature divides; the two are drawn by
@@ -243,10 +243,6 @@ class PairGate:
 
     start: float = 5.0
     end: float = 0.1
-
-    def __post_init__(self) -> None:
-        if min(self.start, self.end) <= 0:
-            raise InputError(f"temperatures are above 0, got {self.start} and {self.end}")
 
     def __call__(self, logits: Tensor, keep: int = 1, draw: Draw | None = None) -> Tensor:
         """Weights (E,) of which at most two are not 0."""
