@@ -13,10 +13,11 @@ network once, and the same network as a plain one. Then, at 50, 25 and 10% of th
 - a new network of the subnet's shape, trained from scratch for as many epochs as the plain network
   and the fine-tuning together.
 
-All are fine-tuned alike, by the same epochs of the same recipe. "Before" is without that, and with
-statistics of batch normalisation gathered anew, for all alike. Four parts share no image: weights
-are fitted on train, the search looks at calibration, and what is printed is measured on test. Times
-are of one thread's processor, medians of passes that take turns, 256 images at a time.
+All are fine-tuned alike, by the same epochs of the same recipe, at two rates: the higher suits what
+was cut, the lower what has lost little. "Before" is without that, and with statistics of batch
+normalisation gathered anew, for all alike. Four parts share no image: weights are fitted on train,
+the search looks at calibration, and what is printed is measured on test. Times are of one thread's
+processor, medians of passes that take turns, 256 images at a time.
 
 CIFAR-10 is read from FILE, or shared/data/cifar10_20k.npz beside the checkout, and left out where
 it is not. With --folder, weights and what was found are kept there and read again, so that a run
@@ -36,7 +37,7 @@ from depth_networks import Task, cifar10, digits
 from supernet_networks import (
     BATCH,
     RATE,
-    TUNING_RATE,
+    TUNING_RATES,
     calibrated,
     elastic,
     kept,
@@ -50,6 +51,7 @@ from torch import Tensor, nn
 
 from depth import timed
 from pointsman.cost import count_flops
+from pointsman.errors import UnreachableError
 from pointsman.supernet.costs import count_mflops
 from pointsman.supernet.pruning import Criterion, at_random, latency, prune, taylor
 from pointsman.supernet.search.engines.front_search import front_search
@@ -183,9 +185,12 @@ def competitors(
             plain, task, share, at_random(seed), across=False
         )
         if share >= LEAST_TIME:
-            nets["pruned by pointsman, Taylor, to a share of the ms", share] = pruned(
-                plain, task, share, taylor(loss), rounds=ROUNDS, of=latency
-            )
+            try:
+                nets["pruned by pointsman, Taylor, to a share of the ms", share] = pruned(
+                    plain, task, share, taylor(loss), rounds=ROUNDS, of=latency
+                )
+            except UnreachableError as error:
+                print(f"  to {share:.0%} of the ms: {error}", flush=True)
         fresh = copy.deepcopy(subnet)
         torch.manual_seed(seed)
         for layer in fresh.modules():
@@ -223,7 +228,7 @@ def report(task: Task, arguments: argparse.Namespace, epochs: int, tuning: int) 
     print_rows(task, rows, sizes, times)
     # The decisive shares first.
     for key in sorted(nets, key=lambda key: (key[0].startswith(SCRATCH), key[1])):
-        rows[key]["after"] = known.get(
+        rows[key] |= known.get(
             f"{key[0]} at {key[1]:g}, after", partial(tuned, nets, key, task, epochs, tuning, seed)
         )
         print(f"  {key[0]} at {key[1]:.0%}: {_means(rows[key])}", flush=True)
@@ -233,13 +238,21 @@ def report(task: Task, arguments: argparse.Namespace, epochs: int, tuning: int) 
 
 def tuned(
     nets: Mapping[Key, nn.Module], key: Key, task: Task, epochs: int, tuning: int, seed: int
-) -> list[int]:
-    """Which test images a network gets right after fine-tuning."""
-    net = nets[key]
+) -> dict[str, list[int]]:
+    """Which test images a network gets right after fine-tuning, at each rate."""
     if key[0].startswith(SCRATCH):
-        train_plain(net, task, epochs, RATE, seed)
-    train_plain(net, task, tuning, TUNING_RATE, seed + 1)
-    return right(net, task.test).int().tolist()
+        train_plain(nets[key], task, epochs, RATE, seed)
+    found = {}
+    for rate in TUNING_RATES:
+        net = copy.deepcopy(nets[key])
+        train_plain(net, task, tuning, rate, seed + 1)
+        found[after(rate)] = right(net, task.test).int().tolist()
+    return found
+
+
+def after(rate: float) -> str:
+    """Name of a column."""
+    return f"after, at {rate:g}"
 
 
 def _parameters(net: nn.Module) -> int:
@@ -279,11 +292,12 @@ def print_rows(
     """Every network, with the points lost against the whole elastic one before fine-tuning."""
     reference = torch.tensor(rows[WHOLE, 1.0]["before"]).float()
     print(f"\n## {task.name}: at 50, 25 and 10% of the MACs, {len(reference):,} test images\n")
+    columns = ["before", *map(after, TUNING_RATES)]
     print(
-        "| network | MMACs | thousand parameters | ms CPU (wall) | accuracy before "
-        "| after fine-tuning | points below the whole elastic network, before |"
+        f"| network | MMACs | thousand parameters | ms CPU (wall) | {' | '.join(columns)} "
+        "| points below the whole elastic network, before |"
     )
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print("|---|---:|---:|---:|" + "---:|" * len(columns) + "---:|")
     for key, row in sorted(rows.items(), key=lambda item: -item[0][1]):
         shown = {when: f"{100 * share:.2f}" for when, share in _means(row).items()}
         lost = "-"
@@ -293,8 +307,8 @@ def print_rows(
         macs, parameters = sizes[key]
         print(
             f"| {key[0]}, {key[1]:.0%} | {macs:.2f} | {parameters / 1e3:.1f} | "
-            f"{times[key][0]:.3f} ({times[key][1]:.3f}) | {shown.get('before', '-')} | "
-            f"{shown.get('after', '-')} | {lost} |",
+            f"{times[key][0]:.3f} ({times[key][1]:.3f}) | "
+            f"{' | '.join(shown.get(name, '-') for name in columns)} | {lost} |",
             flush=True,
         )
 

@@ -31,7 +31,8 @@ from pointsman.supernet.supernet import Supernet
 
 SMOOTHING = 0.1
 BATCH = 125
-RATE, TUNING_RATE = 0.1, 0.05  # of a training from the start, and of one that goes on
+RATE = 0.1  # of a training from the start
+TUNING_RATES = (0.05, 0.01)  # of one that goes on: after a cut, and where little was lost
 CHANNELS = (0.5, 0.75, 1.0)
 INNER = (0.25, 0.5, 0.75, 1.0)
 BLOCKS = (1, 2)
