@@ -138,6 +138,16 @@ def test_only_the_pick_gets_a_command_and_lines_of_python_to_use_it(pages):
     assert "choice made on the test split" in uses["point"]
 
 
+def test_a_searched_subnet_is_loaded_into_the_network_that_was_searched():
+    results = features() | {"search": {"engine": "front"}}
+    page = report.render(results)
+    assert 'load_subnet("OUT/policy",<wbr> supernet)' in page
+    assert "pointsman search <span" in page
+    assert "<span>predict</span>" not in page
+    assert "--resume" in page
+    assert "best subnet for each input" in page
+
+
 @pytest.mark.parametrize(
     ("command", "drop", "wanted"),
     [

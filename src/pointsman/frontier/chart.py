@@ -343,7 +343,8 @@ def caption(reading: Reading, view: _View | None = None) -> str:
         count = "1 point" if len(hidden) == 1 else f"{len(hidden)} points"
         verb = "lies" if len(hidden) == 1 else "lie"
         said.append(f"{count} (▾) {verb} below {reading.quality(view.low)}, cut off.")
-    best = "model for each query" if reading.routes_queries else "plain network for each input"
+    best = "subnet" if reading.searched else "plain network"
+    best = "model for each query" if reading.routes_queries else f"{best} for each input"
     said.append(f"The oracle takes the best {best}, known only in hindsight.")
     return " ".join(said if reading.oracle else said[:-1])
 

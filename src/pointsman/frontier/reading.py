@@ -108,6 +108,11 @@ class Reading:
         return bool(self.results["data"]["kind"] == "queries")
 
     @property
+    def searched(self) -> bool:
+        """Whether the points are subnets that `pointsman search` found in one network."""
+        return "search" in self.results
+
+    @property
     def one(self) -> str:
         """What is routed."""
         return {"text": "token", "queries": "query"}.get(self.results["data"]["kind"], "input")

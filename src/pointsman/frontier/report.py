@@ -229,7 +229,8 @@ def _again(reading: Reading, point: OperatingPoint) -> str:
     wanted = max(1.5 * point.drop, 1.5 * reading.max_drop, 1e-4)
     ten = 10.0 ** math.floor(math.log10(wanted))
     allowed = next(head * ten for head in (1, 2, 5, 10) if head * ten >= wanted * (1 - 1e-9))
-    return f"{command} --max-drop {min(allowed, 0.5):.4g}"
+    again = " --resume" if reading.searched and "--resume" not in command else ""
+    return f"{command} --max-drop {min(allowed, 0.5):.4g}{again}"
 
 
 def _certificate(reading: Reading) -> list[tuple[str, str]]:
