@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pointsman.cli.replay import command
+from pointsman.cli.main import cli
 from pointsman.errors import InputError
 from pointsman.pool.online import Checks, read_jsonl, replay
 from pointsman.serve.store import open_store
@@ -213,7 +213,8 @@ def files(policy, log, tmp_path):
 
 
 def run(*words):
-    return CliRunner().invoke(command, [str(word) for word in words], env={"COLUMNS": "120"})
+    said = ["replay", *map(str, words)]
+    return CliRunner().invoke(cli, said, env={"COLUMNS": "120"})
 
 
 def test_the_command_prints_tables_and_words(files):
@@ -266,5 +267,5 @@ def test_the_command_reads_the_gateways_store(files, log, tmp_path):
     assert found["rows"] == found["feedbacks"] == 400
     assert found["refused"] == ""
     result = run(kept, tmp_path / "gateway.db")
-    assert isinstance(result.exception, InputError)
-    assert "sqlite:///" in str(result.exception)
+    assert result.exit_code == 2
+    assert "sqlite:///" in result.stderr
