@@ -39,13 +39,11 @@ class Parts:
         kind: of the data.
         inputs: by part, (N, ...).
         targets: by part.
-        device: where they are.
     """
 
     kind: Kind
     inputs: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
-    device: str
 
     @classmethod
     def of(cls, data: Dataset, seed: int, *, standardise: bool, device: str) -> "Parts":
@@ -71,7 +69,7 @@ class Parts:
             targets = {name: prepared.targets(part).to(device) for name, part in parts.items()}
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {device}: this device cannot be used here") from error
-        return cls(data.kind, inputs, targets, device)
+        return cls(data.kind, inputs, targets)
 
     def judged(self, network: nn.Module, part: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """(N,) qualities in [0, 1] of a network on a part's inputs."""
